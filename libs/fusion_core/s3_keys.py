@@ -1,0 +1,32 @@
+"""Every object's name. Attempt id and lease epoch are in each prefix an attempt writes, so a zombie can overwrite nothing."""
+
+from uuid import UUID
+
+Id = UUID | str
+
+
+def upload(account_id: Id, upload_id: Id, filename: str) -> str:
+    """Where a presigned PUT writes. `filename` is already sanitised."""
+    return f"tmp/{account_id}/{upload_id}/{filename}"
+
+
+def base_model(base_model_id: Id) -> str:
+    """Prefix of a base model's files."""
+    return f"base-models/{base_model_id}"
+
+
+def attempt(job_id: Id, epoch: int, attempt_id: Id) -> str:
+    """Prefix of everything one attempt writes."""
+    return f"jobs/{job_id}/{epoch}-{attempt_id}"
+
+
+def checkpoint(attempt_prefix: str, step: int) -> str:
+    return f"{attempt_prefix}/checkpoints/{step:09d}"
+
+
+def export(attempt_prefix: str) -> str:
+    return f"{attempt_prefix}/export"
+
+
+def shards(attempt_prefix: str) -> str:
+    return f"{attempt_prefix}/shards"
