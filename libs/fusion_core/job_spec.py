@@ -68,7 +68,6 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     hyperparams: Hyperparams
     growth_plan: GrowthPlan
-    base_manifest_key: str
     base_model_name: str
 
 

@@ -1,0 +1,364 @@
+"""The worker's side of a job. Every write is fenced by state, lease epoch and attempt id; a zombie gets LeaseLostError.
+
+The protocol and why it is safe: docs/walk.md and design section "Lease and fencing".
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from fusion_core.db.endings import end_failed, frozen_estimate, obey_pending, record_event, requeue, write_ledger
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.job_spec import SPEC_VERSION, TrainSpec
+from fusion_core.states import CRASH_BUDGET, State
+from fusion_core.trainer_protocol import FileEntry, Manifest
+
+
+class LeaseLostError(Exception):
+    """Another attempt has this job, or it has ended: kill the trainer, upload nothing more, drop the work."""
+
+
+class CancelPendingError(Exception):
+    """Completion was refused because the customer has cancelled: call `obey`."""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One claim of a job."""
+
+    job_id: UUID
+    epoch: int
+    attempt_id: UUID
+
+    @property
+    def fence(self) -> dict[str, UUID | int]:
+        return {"job_id": self.job_id, "epoch": self.epoch, "attempt_id": self.attempt_id}
+
+
+class Claimer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who claims: a registered worker, its pool and what it can run."""
+
+    worker_id: UUID
+    pool: str
+    spec_version: int = SPEC_VERSION
+    capabilities: tuple[str, ...] = ()
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """The reply to a heartbeat."""
+
+    cancel: bool
+    stop: bool
+
+
+class WorkerEvent(msgspec.Struct, frozen=True):
+    """An event of the trainer with its local number, its public type and data."""
+
+    number: int
+    type: str
+    data: dict[str, Any]
+
+
+class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    step: int
+    turn_end: bool
+    s3_prefix: str
+    manifest: Manifest
+    format_version: int
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    step: int
+    epoch: int
+    s3_prefix: str
+    manifest: Manifest
+    format_version: int
+
+
+class NewModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The export of a finished job. `name` gets the next free version of the account."""
+
+    id: UUID
+    name: str
+    params: int
+    config: dict[str, Any]
+    s3_prefix: str
+    manifest: Manifest
+
+
+class NewShard(msgspec.Struct, frozen=True, kw_only=True):
+    split: str
+    ordinal: int
+    s3_key: str
+    rows: int
+    file: FileEntry
+
+
+# -- taking and keeping the lease ------------------------------------------------------------------------------------
+
+
+async def claim(
+    conn: Connection, claimer: Claimer, job_id: UUID, epoch: int, attempt_id: UUID, ttl_s: float
+) -> JobRow | None:
+    """Take a queued job at `epoch` (it runs at epoch+1), or get it again if this attempt already has it.
+
+    None: it is no longer claimable, which for a stale or repeated ring is the normal answer.
+    """
+    async with conn.transaction():
+        record = await queries.claim_job(
+            conn,
+            job_id=job_id,
+            epoch=epoch,
+            attempt_id=attempt_id,
+            ttl_s=ttl_s,
+            worker_id=claimer.worker_id,
+            pool=claimer.pool,
+            spec_version=claimer.spec_version,
+            capabilities=list(claimer.capabilities),
+        )
+        if record is not None:
+            job = JobRow.of(record)
+            await record_event(conn, job, "claimed", {"attempt": job.lease_epoch, "resume_step": job.last_checkpoint_step})
+            return job
+    held = await queries.get_claim(conn, job_id=job_id, attempt_id=attempt_id)
+    return JobRow.of(held) if held is not None else None
+
+
+async def claim_next(conn: Connection, claimer: Claimer, attempt_id: UUID, ttl_s: float) -> JobRow | None:
+    """Claim straight from Postgres, without a doorbell. None: nothing to do, or another worker was faster."""
+    head = await queries.next_claimable(
+        conn, pool=claimer.pool, spec_version=claimer.spec_version, capabilities=list(claimer.capabilities)
+    )
+    return None if head is None else await claim(conn, claimer, head["id"], head["lease_epoch"], attempt_id, ttl_s)
+
+
+async def renew(conn: Connection, attempt: Attempt, ttl_s: float) -> Renewal:
+    """Extend the lease, even an expired one that nobody has taken. Raises LeaseLostError."""
+    reply = await queries.renew_lease(conn, **attempt.fence, ttl_s=ttl_s)
+    if reply is None:
+        raise LeaseLostError(attempt)
+    return Renewal(cancel=reply["cancel"], stop=reply["stop"])
+
+
+@asynccontextmanager
+async def fenced(conn: Connection, attempt: Attempt) -> AsyncIterator[JobRow]:
+    """A transaction that holds the job's row for this attempt. Raises LeaseLostError."""
+    async with conn.transaction():
+        record = await queries.lock_attempt(conn, **attempt.fence)
+        if record is None:
+            raise LeaseLostError(attempt)
+        yield JobRow.of(record)
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+async def append_events(
+    conn: Connection, attempt: Attempt, events: Sequence[WorkerEvent], phase: str | None = None
+) -> int:
+    """Append the events not yet recorded, number them, set the phase; answers how many were new.
+
+    Repeating a batch whose answer was lost repeats nothing. Raises LeaseLostError.
+    """
+    async with fenced(conn, attempt) as job:
+        new = [event for event in events if event.number > job.attempt_events]
+        if not new:
+            return 0
+        await queries.append_attempt_events(
+            conn,
+            job_id=attempt.job_id,
+            attempt_id=attempt.attempt_id,
+            numbers=[event.number for event in new],
+            types=[event.type for event in new],
+            payloads=[msgspec.json.encode(event.data).decode() for event in new],
+            phase=phase,
+        )
+        points = [event.data for event in new if event.type == "metrics"]
+        if points:
+            await queries.upsert_metrics(
+                conn,
+                job_id=attempt.job_id,
+                epoch=attempt.epoch,
+                steps=[point["step"] for point in points],
+                points=[msgspec.json.encode(point).decode() for point in points],
+            )
+        return len(new)
+
+
+async def commit_checkpoint(conn: Connection, attempt: Attempt, checkpoint: NewCheckpoint) -> None:
+    """Make an uploaded, verified checkpoint the resume point. Repeatable. Raises LeaseLostError."""
+    async with fenced(conn, attempt) as job:
+        inserted = await queries.insert_checkpoint(
+            conn,
+            **attempt.fence,
+            step=checkpoint.step,
+            format_version=checkpoint.format_version,
+            turn_end=checkpoint.turn_end,
+            s3_prefix=checkpoint.s3_prefix,
+            manifest=checkpoint.manifest,
+        )
+        if inserted is None:
+            return
+        await queries.advance_checkpoint(conn, job_id=job.id, step=checkpoint.step)
+        data = {"step": checkpoint.step, "turn_end": checkpoint.turn_end, "bytes": checkpoint.manifest.size}
+        await record_event(conn, job, "checkpoint", data)
+
+
+async def readable_checkpoints(conn: Connection, job_id: UUID) -> list[Checkpoint]:
+    """Committed checkpoints that are not marked lost, newest first."""
+    return [
+        Checkpoint(
+            step=record["step"],
+            epoch=record["epoch"],
+            s3_prefix=record["s3_prefix"],
+            manifest=msgspec.convert(record["manifest"], Manifest),
+            format_version=record["format_version"],
+        )
+        for record in await queries.readable_checkpoints(conn, job_id=job_id)
+    ]
+
+
+async def mark_checkpoint_lost(conn: Connection, attempt: Attempt, checkpoint: Checkpoint, reason: str) -> None:
+    """A checkpoint that cannot be read: the job falls back to the newest readable one. Raises LeaseLostError."""
+    async with fenced(conn, attempt) as job:
+        await queries.lose_checkpoint(conn, job_id=job.id, step=checkpoint.step, epoch=checkpoint.epoch)
+        await queries.fall_back_checkpoint(conn, job_id=job.id)
+        await record_event(conn, job, "checkpoint_lost", {"step": checkpoint.step, "reason": reason})
+
+
+# -- endings ---------------------------------------------------------------------------------------------------------
+
+
+async def _completed_by(conn: Connection, attempt: Attempt) -> JobRow | None:
+    record = await queries.lock_job(conn, job_id=attempt.job_id)
+    if record is None or record["state"] != State.COMPLETED or record["attempt_id"] != attempt.attempt_id:
+        return None
+    return JobRow.of(record)
+
+
+async def complete_training(conn: Connection, attempt: Attempt, model: NewModel, result: dict[str, Any]) -> JobRow:
+    """The model row, the completion, the final event and the ledger entry, as one transaction.
+
+    Repeatable: completed by this attempt is success. Raises LeaseLostError, or CancelPendingError.
+    """
+    try:
+        async with fenced(conn, attempt) as job:
+            if job.cancel_requested_at is not None:
+                raise CancelPendingError(attempt)
+            base = await queries.base_of_job(conn, job_id=job.id)
+            await queries.lock_model_name(conn, account_id=job.account_id, name=model.name)
+            await queries.insert_model(
+                conn,
+                id=model.id,
+                account_id=job.account_id,
+                job_id=job.id,
+                name=model.name,
+                params=model.params,
+                base_model_id=base["base_model_id"],
+                parent_model_id=base["parent_model_id"],
+                config=model.config,
+                s3_prefix=model.s3_prefix,
+                manifest=model.manifest,
+            )
+            estimate = frozen_estimate(job)
+            cost = {"cost_usd": estimate.total_microusd / 1_000_000}
+            completed = await queries.complete_job(
+                conn, **attempt.fence, output_model_id=model.id, result=result | cost
+            )
+            tokens = msgspec.convert(job.spec, TrainSpec).hyperparams.training_tokens
+            await write_ledger(conn, job, estimate, tokens)
+            await record_event(conn, job, "completed", {"output_model_id": str(model.id)} | cost)
+            return JobRow.of(completed)
+    except LeaseLostError:
+        done = await _completed_by(conn, attempt)
+        if done is None:
+            raise
+        return done
+
+
+async def complete_ingest(
+    conn: Connection, attempt: Attempt, shards: Sequence[NewShard], rows: int, heldout_rows: int
+) -> JobRow:
+    """Shards, `ready` and the event as one transaction. Repeatable. Raises LeaseLostError, or CancelPendingError."""
+    try:
+        async with fenced(conn, attempt) as job:
+            if job.cancel_requested_at is not None:
+                raise CancelPendingError(attempt)
+            for shard in shards:
+                await queries.insert_shard(
+                    conn,
+                    dataset_id=job.dataset_id,
+                    split=shard.split,
+                    ordinal=shard.ordinal,
+                    s3_key=shard.s3_key,
+                    bytes=shard.file.size,
+                    rows=shard.rows,
+                    sha256=shard.file.sha256,
+                )
+            await queries.dataset_ready(
+                conn,
+                dataset_id=job.dataset_id,
+                shard_count=len(shards),
+                bytes=sum(shard.file.size for shard in shards),
+                rows=rows,
+                heldout_rows=heldout_rows,
+            )
+            completed = await queries.complete_job(conn, **attempt.fence, output_model_id=None, result=None)
+            await record_event(conn, job, "completed", {"dataset_id": str(job.dataset_id)})
+            return JobRow.of(completed)
+    except LeaseLostError:
+        done = await _completed_by(conn, attempt)
+        if done is None:
+            raise
+        return done
+
+
+async def fail(conn: Connection, attempt: Attempt, code: str, message: str, errors: Sequence[Any] = ()) -> JobRow:
+    """An error that no retry can mend. A pending cancel is honoured first. Raises LeaseLostError."""
+    async with fenced(conn, attempt) as job:
+        if job.cancel_requested_at is not None:
+            cancelled = await obey_pending(conn, job)
+            if cancelled is not None:
+                return cancelled
+        return await end_failed(conn, job, {"code": code, "message": message, "errors": list(errors)})
+
+
+async def crash(conn: Connection, attempt: Attempt, code: str, message: str) -> JobRow:
+    """An attempt that ended without an outcome: requeued, until the budget of crashes without progress is spent.
+
+    Raises LeaseLostError.
+    """
+    async with fenced(conn, attempt) as job:
+        pending = await obey_pending(conn, job)
+        if pending is not None:
+            return pending
+        if job.crashes + 1 >= CRASH_BUDGET:
+            error = {
+                "code": "retry_budget_spent",
+                "message": f"The job crashed {job.crashes + 1} times in a row without progress. Last: {message}",
+                "errors": [{"code": code, "detail": message}],
+            }
+            return await end_failed(conn, job, error)
+        return await requeue(conn, job, "crash", {"code": code, "message": message})
+
+
+async def release(conn: Connection, attempt: Attempt) -> JobRow:
+    """Drain: give the job back at its last committed checkpoint; costs no retry. Raises LeaseLostError."""
+    async with fenced(conn, attempt) as job:
+        pending = await obey_pending(conn, job)
+        if pending is not None:
+            return pending
+        released = JobRow.of(await queries.release_job(conn, **attempt.fence))
+        await record_event(conn, job, "interrupted", {"reason": "drain", "resume_step": job.last_checkpoint_step})
+        return released
+
+
+async def obey(conn: Connection, attempt: Attempt) -> JobRow:
+    """The trainer has stopped as asked: cancelled or stopped; if neither is pending any more, released.
+
+    Raises LeaseLostError.
+    """
+    return await release(conn, attempt)

@@ -1,0 +1,116 @@
+"""How a job ends or goes back to the queue: the state, the event, the webhook's row and the ledger as one transaction.
+
+Every function here runs inside its caller's transaction, with the job's row locked.
+"""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.job_spec import TrainSpec
+from fusion_core.money import Estimate, bill_cancelled
+from fusion_core.states import LOSS_LIMIT
+
+# Events that customers can subscribe to; each gets an outbox row in the transaction that wrote the event.
+WEBHOOK_TOPICS = {
+    "claimed": "job.started",
+    "checkpoint": "job.checkpoint",
+    "completed": "job.completed",
+    "failed": "job.failed",
+    "cancelled": "job.cancelled",
+    "stopped": "job.stopped",
+}
+INGEST_TOPICS = {"completed": "dataset.ready", "failed": "dataset.failed"}
+
+
+async def record_event(conn: Connection, job: JobRow, event_type: str, data: dict[str, Any] | None = None) -> int:
+    """Append one of the platform's own events, and its outbox row where customers can subscribe to it."""
+    seq: int = await queries.append_event(conn, job_id=job.id, type=event_type, data=data or {})
+    topic = (INGEST_TOPICS if job.type == "ingest" else WEBHOOK_TOPICS).get(event_type)
+    if topic is not None:
+        await queries.insert_outbox(conn, job_id=job.id, seq=seq, topic=topic)
+    return seq
+
+
+async def write_ledger(conn: Connection, job: JobRow, bill: Estimate | None, tokens: int) -> None:
+    """One line a priced job, at its terminal state. `bill` is None where nothing is owed; ingest has no price."""
+    if job.price_version is None:
+        return
+    await queries.insert_ledger(
+        conn,
+        account_id=job.account_id,
+        job_id=job.id,
+        amount_microusd=bill.total_microusd if bill else 0,
+        line_items=list(bill.line_items) if bill else [],
+        tokens=tokens,
+        price_version=job.price_version,
+    )
+
+
+def frozen_estimate(job: JobRow) -> Estimate:
+    return msgspec.convert(job.estimate, Estimate)
+
+
+async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow:
+    """The rest of a cancellation: growth if it was done, and the tokens up to the last committed checkpoint."""
+    if job.price_version is not None:
+        hyperparams = msgspec.convert(job.spec, TrainSpec).hyperparams
+        tokens = job.last_checkpoint_step * hyperparams.tokens_per_step
+        bill = bill_cancelled(frozen_estimate(job), growth_done=job.grown_at is not None, tokens_committed=tokens)
+        await write_ledger(conn, job, bill, tokens)
+    elif job.dataset_id is not None:
+        error = {"code": "cancelled", "message": "The reading of this dataset was cancelled. Register it again."}
+        await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)
+    await record_event(conn, job, "cancelled")
+    return JobRow.of(cancelled)
+
+
+async def end_failed(conn: Connection, job: JobRow, error: dict[str, Any]) -> JobRow:
+    """running -> failed, under the caller's fence. A failed job pays nothing; a failed ingest fails its dataset."""
+    failed = await queries.fail_job(
+        conn, job_id=job.id, epoch=job.lease_epoch, attempt_id=job.attempt_id, error=error
+    )
+    if job.type == "ingest":
+        await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)
+    await write_ledger(conn, job, None, 0)
+    await record_event(conn, job, "failed", error)
+    return JobRow.of(failed)
+
+
+async def obey_pending(conn: Connection, job: JobRow) -> JobRow | None:
+    """Honour a pending cancel first, then a pending stop; None where neither is pending."""
+    fence: dict[str, UUID | int | None] = {
+        "job_id": job.id,
+        "epoch": job.lease_epoch,
+        "attempt_id": job.attempt_id,
+    }
+    if job.cancel_requested_at is not None:
+        return await end_cancelled(conn, job, await queries.cancel_running_job(conn, **fence))
+    if job.stop_requested_at is not None:
+        stopped = await queries.stop_running_job(conn, **fence)
+        await record_event(conn, job, "stopped", {"step": job.last_checkpoint_step})
+        return JobRow.of(stopped)
+    return None
+
+
+async def requeue(conn: Connection, job: JobRow, interruption: str, detail: dict[str, Any] | None = None) -> JobRow:
+    """running -> queued after a lost worker or a crash, unless a cancel or a stop is pending."""
+    ended = await obey_pending(conn, job)
+    if ended is not None:
+        return ended
+    queued = await queries.requeue_interrupted_job(
+        conn,
+        job_id=job.id,
+        epoch=job.lease_epoch,
+        attempt_id=job.attempt_id,
+        interruption=interruption,
+        loss_limit=LOSS_LIMIT,
+    )
+    data = {"reason": interruption, "resume_step": job.last_checkpoint_step, "retries": queued["retries"]}
+    await record_event(conn, job, "interrupted", data | (detail or {}))
+    if queued["quarantined_at"] is not None:
+        await record_event(conn, job, "quarantined", {"losses": queued["losses"]})
+    return JobRow.of(queued)

@@ -1,0 +1,149 @@
+"""The customer's side of a job: submit, cancel, stop, resume. Every call names the account."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from fusion_core.db.endings import end_cancelled, record_event
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.job_spec import SPEC_VERSION, IngestSpec, TrainSpec
+from fusion_core.money import Estimate
+from fusion_core.states import State
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as its creator resolved it: spec, price and plan are frozen from here on.
+
+    `request_sha256` is the hash of the submitted body in canonical form.
+    """
+
+    account_id: UUID
+    type: str
+    spec: TrainSpec | IngestSpec
+    pool: str
+    dataset_id: UUID | None = None
+    base_model_id: UUID | None = None
+    source_model_id: UUID | None = None
+    idempotency_key: str | None = None
+    request_sha256: bytes | None = None
+    price_version: int | None = None
+    estimate: Estimate | None = None
+
+
+class IdempotencyConflictError(Exception):
+    """The account used this idempotency key before, with another body."""
+
+
+async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
+    """Create a job, or find the one that this idempotency key made: (job, was it created now).
+
+    Raises IdempotencyConflictError when the key belongs to a request with another body.
+    """
+    async with conn.transaction():
+        record = await queries.insert_job(
+            conn,
+            account_id=new.account_id,
+            type=new.type,
+            idempotency_key=new.idempotency_key,
+            request_sha256=new.request_sha256,
+            spec_version=SPEC_VERSION,
+            spec=new.spec,
+            base_model_id=new.base_model_id,
+            source_model_id=new.source_model_id,
+            dataset_id=new.dataset_id,
+            price_version=new.price_version,
+            estimate=new.estimate,
+            pool=new.pool,
+            requirements=[],
+            priority=0,
+        )
+        if record is not None:
+            job = JobRow.of(record)
+            await record_event(conn, job, "queued")
+            return job, True
+    job_of_key = await find_by_key(conn, new.account_id, new.idempotency_key or "", new.request_sha256)
+    if job_of_key is None:
+        raise RuntimeError("a job with this idempotency key exists and cannot be read")
+    return job_of_key, False
+
+
+async def find_by_key(
+    conn: Connection, account_id: UUID, idempotency_key: str, request_sha256: bytes | None
+) -> JobRow | None:
+    """The job this key made, or None. Raises IdempotencyConflictError when its body was another."""
+    record = await queries.get_job_by_key(conn, account_id=account_id, idempotency_key=idempotency_key)
+    if record is None:
+        return None
+    if record["request_sha256"] != request_sha256:
+        raise IdempotencyConflictError(idempotency_key)
+    return JobRow.of(record)
+
+
+async def get_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    record = await queries.get_job(conn, account_id=account_id, id=job_id)
+    return JobRow.of(record) if record is not None else None
+
+
+async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UUID | None = None) -> list[JobRow]:
+    """Newest first; `after` is the id of the last job of the page before."""
+    records = await queries.list_jobs(conn, account_id=account_id, limit=limit, after=after)
+    return [JobRow.of(record) for record in records]
+
+
+async def _lock(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    record = await queries.lock_job(conn, job_id=job_id)
+    if record is None or record["account_id"] != account_id or record["type"] == "ingest":
+        return None
+    return JobRow.of(record)
+
+
+async def cancel_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    """Legal in every state: a job that has ended is answered as it is. None: no such job of this account."""
+    async with conn.transaction():
+        job = await _lock(conn, account_id, job_id)
+        if job is None:
+            return None
+        if job.state in (State.QUEUED, State.STOPPED):
+            return await end_cancelled(conn, job, await queries.cancel_idle_job(conn, job_id=job.id))
+        if job.state == State.RUNNING:
+            await queries.request_cancel(conn, job_id=job.id)
+        return await get_job(conn, account_id, job_id)
+
+
+async def stop_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    """Keep a checkpoint and let the machine go. Legal in every state, like cancel."""
+    async with conn.transaction():
+        job = await _lock(conn, account_id, job_id)
+        if job is None:
+            return None
+        if job.state == State.QUEUED:
+            await queries.stop_queued_job(conn, job_id=job.id)
+            await record_event(conn, job, "stopped", {"step": job.last_checkpoint_step})
+        elif job.state == State.RUNNING:
+            await queries.request_stop(conn, job_id=job.id)
+        return await get_job(conn, account_id, job_id)
+
+
+async def resume_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    """stopped -> queued, from the newest checkpoint; a job in another state is answered as it is."""
+    async with conn.transaction():
+        job = await _lock(conn, account_id, job_id)
+        if job is None:
+            return None
+        if job.state == State.STOPPED:
+            await queries.resume_job(conn, job_id=job.id)
+            await record_event(conn, job, "resumed", {"step": job.last_checkpoint_step})
+        return await get_job(conn, account_id, job_id)
+
+
+async def list_events(conn: Connection, job_id: UUID, *, after: int, limit: int) -> list[Any]:
+    """Events with seq > after, oldest first. The caller has checked that the job is the account's."""
+    events: list[Any] = await queries.list_events(conn, job_id=job_id, after=after, limit=limit)
+    return events
+
+
+async def list_metrics(conn: Connection, job_id: UUID, *, since_step: int, limit: int) -> list[dict[str, Any]]:
+    records = await queries.list_metrics(conn, job_id=job_id, since_step=since_step, limit=limit)
+    return [record["point"] for record in records]

@@ -1,0 +1,65 @@
+"""Forward migrations: `migrations/NNNN_name.sql`, applied in order, all or none, by one process at a time.
+
+    python -m fusion_core.db.migrate        # reads FUSION_DATABASE_URL
+"""
+
+import asyncio
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import structlog
+
+from fusion_core.db.pool import connect, queries
+from fusion_core.money import DEFAULT_PRICES
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 0x667573696F6E  # "fusion"
+
+
+class MigrationChangedError(RuntimeError):
+    """A migration that has been applied was edited afterwards: write a new one instead."""
+
+
+async def migrate(url: str) -> list[str]:
+    """Bring the schema up to date; answers the names applied now.
+
+    The advisory lock lives as long as the transaction, so a pooler in front of Postgres does no harm.
+    Raises MigrationChangedError.
+    """
+    connection = await connect(url, application_name="fusion-migrate")
+    applied_now: list[str] = []
+    try:
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute(
+                "create table if not exists schema_migrations "
+                "(name text primary key, sha256 text not null, applied_at timestamptz not null default now())"
+            )
+            applied = {row["name"]: row["sha256"] for row in await connection.fetch("select * from schema_migrations")}
+            for path in sorted(MIGRATIONS.glob("*.sql")):
+                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                if path.name not in applied:
+                    await connection.execute(path.read_text())
+                    await connection.execute(
+                        "insert into schema_migrations (name, sha256) values ($1, $2)", path.name, sha256
+                    )
+                    applied_now.append(path.name)
+                elif applied[path.name] != sha256:
+                    raise MigrationChangedError(f"{path.name} was changed after it was applied; add a new migration")
+            await queries.insert_prices(connection, version=1, price_table=DEFAULT_PRICES)
+    finally:
+        await connection.close()
+    return applied_now
+
+
+def main() -> None:
+    url = os.environ.get("FUSION_DATABASE_URL")
+    if not url:
+        sys.exit("FUSION_DATABASE_URL is not set: postgresql://user:password@host:port/database")
+    structlog.get_logger().info("migrated", applied=asyncio.run(migrate(url)))
+
+
+if __name__ == "__main__":
+    main()

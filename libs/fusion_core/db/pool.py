@@ -1,0 +1,48 @@
+"""Connections to Postgres, and the named queries of `sql/` as `queries`."""
+
+from pathlib import Path
+from typing import Any
+
+import aiosql
+import asyncpg
+import msgspec
+
+Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+Pool = asyncpg.Pool[asyncpg.Record]
+
+STATEMENT_TIMEOUT_S = 30.0
+
+# aiosql makes one coroutine a named query, with named parameters; every one is PREPAREd in a test.
+queries: Any = aiosql.from_path(Path(__file__).parent / "sql", "asyncpg")
+
+
+async def prepare_connection(connection: Connection) -> None:
+    """jsonb travels as plain Python objects or msgspec Structs."""
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=lambda value: msgspec.json.encode(value).decode(),
+        decoder=msgspec.json.decode,
+    )
+
+
+async def connect_pool(url: str, *, application_name: str, min_size: int = 1, max_size: int = 10) -> Pool:
+    """Open a pool whose every statement has a deadline. Raises OSError or asyncpg.PostgresError."""
+    return await asyncpg.create_pool(
+        url,
+        min_size=min_size,
+        max_size=max_size,
+        command_timeout=STATEMENT_TIMEOUT_S,
+        timeout=10,
+        server_settings={"application_name": application_name},
+        init=prepare_connection,
+    )
+
+
+async def connect(url: str, *, application_name: str) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection outside any pool: for LISTEN, migrations and the operator's command."""
+    connection = await asyncpg.connect(
+        url, timeout=10, command_timeout=STATEMENT_TIMEOUT_S, server_settings={"application_name": application_name}
+    )
+    await prepare_connection(connection)
+    return connection

@@ -1,0 +1,70 @@
+"""The orchestrator's side of a job: reclaim, ring, expire. Any number of replicas may call these at once."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from fusion_core.db.endings import end_cancelled, requeue
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.states import STOPPED_EXPIRES_DAYS, State
+
+
+class Ring(msgspec.Struct, frozen=True):
+    """A job that should be rung for: the count is compared and set by `ring`."""
+
+    job_id: UUID
+    pool: str
+    epoch: int
+    ring_count: int
+
+
+async def begin_sweep(conn: Connection, *, ttl_s: float, gap_s: float) -> bool:
+    """Record a sweep; False while expired leases must be left alone because sweeps were missing for `gap_s`."""
+    may_reclaim: bool = await queries.begin_sweep(conn, ttl_s=ttl_s, gap_s=gap_s)
+    return may_reclaim
+
+
+async def reclaim_expired(conn: Connection, *, limit: int = 100) -> list[JobRow]:
+    """Take expired leases back, each in its own transaction, looking at the row again under its lock."""
+    reclaimed = []
+    for expired in await queries.expired_leases(conn, limit=limit):
+        job = await reclaim(conn, expired["id"], expired["lease_epoch"])
+        if job is not None:
+            reclaimed.append(job)
+    return reclaimed
+
+
+async def reclaim(conn: Connection, job_id: UUID, epoch: int) -> JobRow | None:
+    """running -> queued, cancelled or stopped. None: it was renewed, reclaimed or ended in the meantime."""
+    async with conn.transaction():
+        record = await queries.lock_expired(conn, job_id=job_id, epoch=epoch)
+        return None if record is None else await requeue(conn, JobRow.of(record), "lost")
+
+
+async def expire_stopped(conn: Connection, *, days: int = STOPPED_EXPIRES_DAYS, limit: int = 100) -> int:
+    """stopped -> cancelled after `days`; answers how many."""
+    expired = 0
+    for stop in await queries.expired_stops(conn, days=days, limit=limit):
+        async with conn.transaction():
+            record = await queries.lock_job(conn, job_id=stop["id"])
+            if record["state"] == State.STOPPED:
+                job = JobRow.of(record)
+                await end_cancelled(conn, job, await queries.cancel_idle_job(conn, job_id=job.id))
+                expired += 1
+    return expired
+
+
+async def due_rings(conn: Connection, *, depth: int, again_s: float) -> list[Ring]:
+    """The first `depth` claimable jobs of each pool for which no bell has rung within `again_s`."""
+    records: list[Any] = await queries.due_rings(conn, depth=depth, again_s=again_s)
+    return [Ring(r["id"], r["pool"], r["lease_epoch"], r["ring_count"]) for r in records]
+
+
+async def ring(conn: Connection, due: Ring) -> int | None:
+    """Win the right to ring: the new count, for the message's id; None when another replica rings."""
+    count: int | None = await queries.ring_job(
+        conn, job_id=due.job_id, epoch=due.epoch, ring_count=due.ring_count
+    )
+    return count
