@@ -1,14 +1,19 @@
 """Connections to Postgres, and the named queries of `sql/` as `queries`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiosql
 import asyncpg
 import msgspec
 
-Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-Pool = asyncpg.Pool[asyncpg.Record]
+if TYPE_CHECKING:  # asyncpg's classes are generic in its stubs only
+    Pool = asyncpg.Pool[asyncpg.Record]
+    OwnConnection = asyncpg.Connection[asyncpg.Record]
+    Connection = OwnConnection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+else:
+    Pool = asyncpg.Pool
+    OwnConnection = Connection = asyncpg.Connection
 
 STATEMENT_TIMEOUT_S = 30.0
 
@@ -39,7 +44,7 @@ async def connect_pool(url: str, *, application_name: str, min_size: int = 1, ma
     )
 
 
-async def connect(url: str, *, application_name: str) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(url: str, *, application_name: str) -> OwnConnection:
     """One connection outside any pool: for LISTEN, migrations and the operator's command."""
     connection = await asyncpg.connect(
         url, timeout=10, command_timeout=STATEMENT_TIMEOUT_S, server_settings={"application_name": application_name}
