@@ -121,7 +121,9 @@ async def claim(
         )
         if record is not None:
             job = JobRow.of(record)
-            await record_event(conn, job, "claimed", {"attempt": job.lease_epoch, "resume_step": job.last_checkpoint_step})
+            await record_event(
+                conn, job, "claimed", {"attempt": job.lease_epoch, "resume_step": job.last_checkpoint_step}
+            )
             return job
     held = await queries.get_claim(conn, job_id=job_id, attempt_id=attempt_id)
     return JobRow.of(held) if held is not None else None
@@ -217,7 +219,7 @@ async def readable_checkpoints(conn: Connection, job_id: UUID) -> list[Checkpoin
             manifest=msgspec.convert(record["manifest"], Manifest),
             format_version=record["format_version"],
         )
-        for record in await queries.readable_checkpoints(conn, job_id=job_id)
+        async for record in queries.readable_checkpoints(conn, job_id=job_id)
     ]
 
 

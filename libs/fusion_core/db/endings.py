@@ -70,9 +70,7 @@ async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow
 
 async def end_failed(conn: Connection, job: JobRow, error: dict[str, Any]) -> JobRow:
     """running -> failed, under the caller's fence. A failed job pays nothing; a failed ingest fails its dataset."""
-    failed = await queries.fail_job(
-        conn, job_id=job.id, epoch=job.lease_epoch, attempt_id=job.attempt_id, error=error
-    )
+    failed = await queries.fail_job(conn, job_id=job.id, epoch=job.lease_epoch, attempt_id=job.attempt_id, error=error)
     if job.type == "ingest":
         await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)
     await write_ledger(conn, job, None, 0)

@@ -82,14 +82,14 @@ async def find_by_key(
 
 
 async def get_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
-    record = await queries.get_job(conn, account_id=account_id, id=job_id)
+    record = await queries.get_job(conn, account_id=account_id, job_id=job_id)
     return JobRow.of(record) if record is not None else None
 
 
 async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UUID | None = None) -> list[JobRow]:
     """Newest first; `after` is the id of the last job of the page before."""
-    records = await queries.list_jobs(conn, account_id=account_id, limit=limit, after=after)
-    return [JobRow.of(record) for record in records]
+    records = queries.list_jobs(conn, account_id=account_id, limit=limit, after=after)
+    return [JobRow.of(record) async for record in records]
 
 
 async def _lock(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
@@ -140,10 +140,9 @@ async def resume_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow
 
 async def list_events(conn: Connection, job_id: UUID, *, after: int, limit: int) -> list[Any]:
     """Events with seq > after, oldest first. The caller has checked that the job is the account's."""
-    events: list[Any] = await queries.list_events(conn, job_id=job_id, after=after, limit=limit)
-    return events
+    return [event async for event in queries.list_events(conn, job_id=job_id, after=after, limit=limit)]
 
 
 async def list_metrics(conn: Connection, job_id: UUID, *, since_step: int, limit: int) -> list[dict[str, Any]]:
-    records = await queries.list_metrics(conn, job_id=job_id, since_step=since_step, limit=limit)
-    return [record["point"] for record in records]
+    records = queries.list_metrics(conn, job_id=job_id, since_step=since_step, limit=limit)
+    return [record["point"] async for record in records]

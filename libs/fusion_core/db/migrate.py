@@ -1,6 +1,6 @@
 """Forward migrations: `migrations/NNNN_name.sql`, applied in order, all or none, by one process at a time.
 
-    python -m fusion_core.db.migrate        # reads FUSION_DATABASE_URL
+python -m fusion_core.db.migrate        # reads FUSION_DATABASE_URL
 """
 
 import asyncio

@@ -17,7 +17,7 @@ else:
 
 STATEMENT_TIMEOUT_S = 30.0
 
-# aiosql makes one coroutine a named query, with named parameters; every one is PREPAREd in a test.
+# aiosql makes one coroutine a named query (an async generator where it answers many rows), with named parameters.
 queries: Any = aiosql.from_path(Path(__file__).parent / "sql", "asyncpg")
 
 

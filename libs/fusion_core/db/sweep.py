@@ -1,6 +1,5 @@
 """The orchestrator's side of a job: reclaim, ring, expire. Any number of replicas may call these at once."""
 
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -29,7 +28,7 @@ async def begin_sweep(conn: Connection, *, ttl_s: float, gap_s: float) -> bool:
 async def reclaim_expired(conn: Connection, *, limit: int = 100) -> list[JobRow]:
     """Take expired leases back, each in its own transaction, looking at the row again under its lock."""
     reclaimed = []
-    for expired in await queries.expired_leases(conn, limit=limit):
+    for expired in [row async for row in queries.expired_leases(conn, limit=limit)]:
         job = await reclaim(conn, expired["id"], expired["lease_epoch"])
         if job is not None:
             reclaimed.append(job)
@@ -46,7 +45,7 @@ async def reclaim(conn: Connection, job_id: UUID, epoch: int) -> JobRow | None:
 async def expire_stopped(conn: Connection, *, days: int = STOPPED_EXPIRES_DAYS, limit: int = 100) -> int:
     """stopped -> cancelled after `days`; answers how many."""
     expired = 0
-    for stop in await queries.expired_stops(conn, days=days, limit=limit):
+    for stop in [row async for row in queries.expired_stops(conn, days=days, limit=limit)]:
         async with conn.transaction():
             record = await queries.lock_job(conn, job_id=stop["id"])
             if record["state"] == State.STOPPED:
@@ -58,13 +57,13 @@ async def expire_stopped(conn: Connection, *, days: int = STOPPED_EXPIRES_DAYS, 
 
 async def due_rings(conn: Connection, *, depth: int, again_s: float) -> list[Ring]:
     """The first `depth` claimable jobs of each pool for which no bell has rung within `again_s`."""
-    records: list[Any] = await queries.due_rings(conn, depth=depth, again_s=again_s)
-    return [Ring(r["id"], r["pool"], r["lease_epoch"], r["ring_count"]) for r in records]
+    return [
+        Ring(row["id"], row["pool"], row["lease_epoch"], row["ring_count"])
+        async for row in queries.due_rings(conn, depth=depth, again_s=again_s)
+    ]
 
 
 async def ring(conn: Connection, due: Ring) -> int | None:
     """Win the right to ring: the new count, for the message's id; None when another replica rings."""
-    count: int | None = await queries.ring_job(
-        conn, job_id=due.job_id, epoch=due.epoch, ring_count=due.ring_count
-    )
+    count: int | None = await queries.ring_job(conn, job_id=due.job_id, epoch=due.epoch, ring_count=due.ring_count)
     return count

@@ -82,9 +82,9 @@ update jobs set last_checkpoint_step = coalesce(
     (select max(step) from checkpoints where job_id = :job_id and state = 'ok'), 0)
 where id = :job_id;
 
--- name: lock_model_name(account_id, name)
+-- name: lock_model_name(account_id, name)$
 -- Versions of one name are numbered one at a time.
-select pg_advisory_xact_lock(hashtextextended(:account_id::text || '/' || :name, 0));
+select pg_advisory_xact_lock(hashtextextended(:account_id::uuid || '/' || :name, 0));
 
 -- name: insert_model(id, account_id, job_id, name, params, base_model_id, parent_model_id, config, s3_prefix, manifest)^
 insert into models (

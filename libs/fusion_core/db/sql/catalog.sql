@@ -56,8 +56,8 @@ values (:id, :account_id, :filename, :content_type, :s3_key, now() + make_interv
 select u.*, d.dataset_id from uploads u left join dataset_uploads d on d.upload_id = u.id
 where u.account_id = :account_id and u.id = any(:upload_ids::uuid[]);
 
--- name: lock_dataset_name(account_id, name)
-select pg_advisory_xact_lock(hashtextextended('dataset/' || :account_id::text || '/' || :name, 0));
+-- name: lock_dataset_name(account_id, name)$
+select pg_advisory_xact_lock(hashtextextended('dataset/' || :account_id::uuid || '/' || :name, 0));
 
 -- name: insert_dataset(account_id, name)^
 insert into datasets (account_id, name, version)
