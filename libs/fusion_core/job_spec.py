@@ -17,7 +17,9 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Settings of a training job, as in `hyperparams` of POST /jobs."""
 
     turns: Annotated[int, Meta(ge=1, le=10)] = 1
-    output_name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    output_name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = (
+        None
+    )
     cycles: Annotated[int, Meta(ge=1, le=1000)] = 6
     steps_per_cycle: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     train_steps: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
@@ -53,7 +55,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return (step - 1) // self.steps_per_turn + 1
 
     def cycle_of(self, step: int) -> int:
-        """The cycle (from 1, counted through all turns). Cycle k of a turn ends at ceil(k * steps_per_turn / cycles)."""
+        """The cycle (from 1, counted through all turns); cycle k of a turn ends at ceil(k * steps_per_turn / cycles)."""
         turn, within = divmod(step - 1, self.steps_per_turn)
         return turn * self.cycles + within * self.cycles // self.steps_per_turn + 1
 

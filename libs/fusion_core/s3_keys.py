@@ -1,4 +1,4 @@
-"""Every object's name. Attempt id and lease epoch are in each prefix an attempt writes, so a zombie can overwrite nothing."""
+"""Every object's name. Epoch and attempt id are in each prefix an attempt writes: a zombie can overwrite nothing."""
 
 from uuid import UUID
 

@@ -170,7 +170,16 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag="rejected", tag_fi
 
 
 TrainerEvent = (
-    PhaseChanged | Metrics | Grown | Evaluation | CheckpointSaved | ExportSaved | ShardSaved | Finished | Stopped | Rejected
+    PhaseChanged
+    | Metrics
+    | Grown
+    | Evaluation
+    | CheckpointSaved
+    | ExportSaved
+    | ShardSaved
+    | Finished
+    | Stopped
+    | Rejected
 )
 Outcome = Finished | Stopped | Rejected
 
