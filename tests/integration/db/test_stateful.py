@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from fusion_core.db import attempts, jobs, sweep
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, WorkerEvent
+from fusion_core.db.endings import frozen_estimate
 from fusion_core.states import TERMINAL
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -110,12 +111,12 @@ class Fleet(RuleBasedStateMachine):
         assert [model["id"] for model in models] == ([job.output_model_id] if models else [])
         assert len(ledger) == (1 if job.state in TERMINAL else 0)
         if job.state == "completed":
-            assert ledger == [job.estimate["total_microusd"]]
+            assert ledger == [frozen_estimate(job).total_microusd]
             assert job.cancel_requested_at is None
         if job.state == "failed":
             assert ledger == [0]
         if ledger:
-            assert ledger[0] <= job.estimate["total_microusd"]
+            assert ledger[0] <= frozen_estimate(job).total_microusd
         assert job.last_checkpoint_step >= self.last_checkpoint
         self.last_checkpoint = job.last_checkpoint_step
         if self.last_checkpoint:

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 from fusion_core.db import attempts, jobs, sweep
 from fusion_core.db.attempts import LeaseLostError, WorkerEvent
+from fusion_core.db.endings import frozen_estimate
 from fusion_core.db.pool import queries
 from fusion_core.states import CRASH_BUDGET, LOSS_LIMIT
 
@@ -22,7 +23,7 @@ async def test_submit_claim_complete_is_one_model_one_bill_and_unbroken_events(w
         again = await attempts.complete_training(conn, attempt, world.new_model(attempt), {"tokens": 1})
     assert (done.state, done.retries, done.last_checkpoint_step) == ("completed", 0, 10)
     assert again.output_model_id == done.output_model_id
-    assert await world.ledger(job.id) == [done.estimate["total_microusd"]]
+    assert await world.ledger(job.id) == [frozen_estimate(done).total_microusd]
     assert await world.event_types(job.id) == ["queued", "claimed", "phase", "grown", "checkpoint", "completed"]
     topics = await world.pool.fetch("select topic from outbox where job_id = $1 order by seq", job.id)
     assert [row["topic"] for row in topics] == ["job.started", "job.checkpoint", "job.completed"]
@@ -180,7 +181,7 @@ async def test_cancel_after_growth_pays_growth_and_committed_steps_only(world: A
         await jobs.cancel_job(conn, job.account_id, job.id)
         await attempts.obey(conn, attempt)
     (paid,) = await world.ledger(job.id)
-    assert 0 < paid < job.estimate["total_microusd"]
+    assert 0 < paid < frozen_estimate(job).total_microusd
     tokens = await world.pool.fetchval("select tokens from ledger where job_id = $1", job.id)
     assert tokens == 10 * 256
 

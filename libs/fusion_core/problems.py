@@ -1,0 +1,49 @@
+"""The closed registry of codes: what a request, a job or a dataset can fail with, and what to do about it."""
+
+import msgspec
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """`status` is the HTTP status, None for codes that only jobs and datasets fail with; `advice` says what to do."""
+
+    code: str
+    status: int | None
+    title: str
+    advice: str
+
+
+_ALL = (
+    Problem("malformed_body", 400, "The body cannot be read", "Send one JSON document in UTF-8."),
+    Problem("unauthorized", 401, "No valid API key", "Send 'Authorization: Bearer fusion_live_...' with a live key."),
+    Problem("forbidden_scope", 403, "The API key lacks a scope", "Use a key with the scope that the answer names."),
+    Problem("not_found", 404, "No such object", "Check the id; other accounts' objects look the same as absent ones."),
+    Problem("result_not_ready", 404, "The result does not exist yet", "Wait until the job is completed."),
+    Problem("method_not_allowed", 405, "The method is not allowed here", "See the OpenAPI document."),
+    Problem("idempotency_conflict", 409, "The idempotency key was used", "Choose a new key for a new request."),
+    Problem("dataset_not_ready", 409, "The dataset is not ready", "Wait until GET /datasets/{id} says ready."),
+    Problem("upload_missing", 409, "The upload never came", "PUT the file to the presigned URL, then try again."),
+    Problem("upload_consumed", 409, "The upload is part of a dataset", "Presign a new upload for a new dataset."),
+    Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
+    Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),
+    Problem("unsupported_architecture", 422, "This architecture cannot be grown", "Choose one that the answer names."),
+    Problem("internal", 500, "Something broke on our side", "Try again; quote the request id if it lasts."),
+    Problem("not_ready", 503, "The service is not ready", "Try again in a few seconds."),
+    Problem("invalid_row", None, "A row of the dataset is wrong", "Mend the lines named and upload again."),
+    Problem("invalid_encoding", None, "The file is not clean UTF-8", "Save the file as UTF-8 and upload again."),
+    Problem("dataset_empty", None, "The dataset has too few rows", "Upload at least two rows."),
+    Problem("dataset_too_short", None, "The data is shorter than a sequence", "Add text, or lower seq_len."),
+    Problem("upload_truncated", None, "The upload looks cut off", "Upload the whole file again."),
+    Problem("upload_changed", None, "The upload changed after registration", "Upload and register it again."),
+    Problem("unsupported_format", None, "The file's format is not known", "Use .jsonl with 'text', or .txt."),
+    Problem("base_model_incomplete", None, "Files of the base model are missing", "Import the whole folder again."),
+    Problem("base_model_corrupt", None, "Files of the base model are damaged", "Import an intact copy again."),
+    Problem("growth_not_preserving", None, "Growth changed the model's output", "Report it: nothing was trained."),
+    Problem("nonfinite_loss", None, "The loss is not a finite number", "Lower lr, or look at the data."),
+    Problem("retry_budget_spent", None, "The job crashed again and again", "See 'errors' for the last crash."),
+    Problem(
+        "disk_full", None, "The worker's disk is full", "Retried elsewhere; operators: enlarge the scratch volume."
+    ),
+    Problem("trainer_crashed", None, "The trainer died without an outcome", "It is retried from its last checkpoint."),
+    Problem("inputs_unavailable", None, "The worker could not fetch its inputs", "It is retried; see the message."),
+)
+PROBLEMS: dict[str, Problem] = {problem.code: problem for problem in _ALL}

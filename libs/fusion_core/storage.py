@@ -1,0 +1,201 @@
+"""S3: every object Fusion keeps. Bytes are verified by our own hashes; nothing relies on conditional writes."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from fusion_core.settings import CommonSettings
+from fusion_core.trainer_protocol import FileEntry
+
+CHUNK_BYTES = 4 * 1024 * 1024
+FILE_DEADLINE_S = 3600.0
+SMALL_DEADLINE_S = 60.0
+
+
+class ObjectCorruptError(Exception):
+    """An object's size or SHA-256 is not what its manifest says."""
+
+
+class ObjectMissingError(Exception):
+    """No object of this key."""
+
+
+class ObjectHead(msgspec.Struct, frozen=True):
+    size: int
+    etag: str
+
+
+class ListedObject(msgspec.Struct, frozen=True):
+    key: str
+    size: int
+    modified_at: datetime
+
+
+class Storage:
+    """One bucket. Use as an async context manager; safe for concurrent calls."""
+
+    def __init__(self, settings: CommonSettings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._public: Any = None
+
+    async def __aenter__(self) -> Self:
+        # aioboto3 takes two seconds of CPU to import: only a process that talks to S3 pays.
+        import aioboto3
+        from botocore.config import Config
+
+        session = aioboto3.Session(
+            aws_access_key_id=self._settings.s3_access_key,
+            aws_secret_access_key=self._settings.s3_secret_key,
+            region_name=self._settings.s3_region,
+        )
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"max_attempts": 4, "mode": "standard"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        internal = self._settings.s3_endpoint
+        public = self._settings.s3_public_endpoint or internal
+        self._client = await self._stack.enter_async_context(session.client("s3", endpoint_url=internal, config=config))
+        self._public = await self._stack.enter_async_context(session.client("s3", endpoint_url=public, config=config))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def _bucket(self) -> str:
+        return self._settings.s3_bucket
+
+    async def ensure_bucket(self) -> None:
+        """Create the bucket if it is not there."""
+        try:
+            await self._client.head_bucket(Bucket=self._bucket)
+        except self._client.exceptions.ClientError:
+            await self._client.create_bucket(Bucket=self._bucket)
+
+    async def check(self) -> None:
+        """Raises if the bucket cannot be reached within five seconds."""
+        async with asyncio.timeout(5):
+            await self._client.head_bucket(Bucket=self._bucket)
+
+    async def put_bytes(self, key: str, content: bytes) -> None:
+        async with asyncio.timeout(SMALL_DEADLINE_S):
+            await self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
+
+    async def get_bytes(self, key: str, limit: int = 16 * 1024 * 1024) -> bytes:
+        """The whole object. Raises ObjectMissingError, or ObjectCorruptError when it is larger than `limit`."""
+        parts = []
+        size = 0
+        async with asyncio.timeout(SMALL_DEADLINE_S):
+            async for chunk in self.open(key):
+                size += len(chunk)
+                if size > limit:
+                    raise ObjectCorruptError(f"{key} is larger than {limit} bytes")
+                parts.append(chunk)
+        return b"".join(parts)
+
+    async def upload_file(self, path: Path, key: str, deadline_s: float = FILE_DEADLINE_S) -> None:
+        """Upload one file, in parts where it is large. Raises TimeoutError past the deadline."""
+        async with asyncio.timeout(deadline_s):
+            await self._client.upload_file(str(path), self._bucket, key)
+
+    async def download_file(
+        self, key: str, path: Path, expected: FileEntry | None = None, deadline_s: float = FILE_DEADLINE_S
+    ) -> None:
+        """Stream an object to `path`, complete or absent.
+
+        Raises ObjectMissingError, ObjectCorruptError when size or hash differ from `expected`, OSError, TimeoutError.
+        """
+        partial = path.with_name(f".{path.name}.part")
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            async with asyncio.timeout(deadline_s):
+                with partial.open("wb") as file:
+                    async for chunk in self.open(key):
+                        digest.update(chunk)
+                        size += len(chunk)
+                        await asyncio.to_thread(file.write, chunk)
+                    file.flush()
+                    await asyncio.to_thread(os.fsync, file.fileno())
+            if expected is not None and (size, digest.hexdigest()) != (expected.size, expected.sha256):
+                raise ObjectCorruptError(f"{key}: {size} bytes with another SHA-256 than its manifest says")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def head(self, key: str) -> ObjectHead | None:
+        try:
+            async with asyncio.timeout(SMALL_DEADLINE_S):
+                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
+        except self._client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        return ObjectHead(answer["ContentLength"], answer["ETag"])
+
+    async def open(self, key: str) -> AsyncIterator[bytes]:
+        """The object's bytes in chunks. Raises ObjectMissingError."""
+        try:
+            answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+        except self._client.exceptions.NoSuchKey as error:
+            raise ObjectMissingError(key) from error
+        async with answer["Body"] as body:
+            async for chunk in body.content.iter_chunked(CHUNK_BYTES):
+                yield chunk
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[ListedObject]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        async for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                yield ListedObject(item["Key"], item["Size"], item["LastModified"])
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            async with asyncio.timeout(SMALL_DEADLINE_S):
+                await self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    async def presign_put(self, key: str, content_type: str, expires_s: int) -> str:
+        """A URL that allows one PUT of this key with this content type. No request is made."""
+        url: str = await self._public.generate_presigned_url(
+            "put_object",
+            Params={"Bucket": self._bucket, "Key": key, "ContentType": content_type},
+            ExpiresIn=expires_s,
+        )
+        return url
+
+    async def presign_get(self, key: str, expires_s: int, filename: str) -> str:
+        """A URL that allows reading this key, offered to browsers as `filename`."""
+        disposition = f'attachment; filename="{filename}"'
+        url: str = await self._public.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": self._bucket, "Key": key, "ResponseContentDisposition": disposition},
+            ExpiresIn=expires_s,
+        )
+        return url
+
+    async def abort_stale_multipart(self, older_than: timedelta) -> int:
+        """Abort multipart uploads begun before that; answers how many."""
+        before = datetime.now(UTC) - older_than
+        aborted = 0
+        answer = await self._client.list_multipart_uploads(Bucket=self._bucket)
+        for upload in answer.get("Uploads", []):
+            if upload["Initiated"] < before:
+                await self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+                aborted += 1
+        return aborted
