@@ -1,0 +1,40 @@
+"""python -m fusion_orchestrator: one replica; start as many as you like."""
+
+import signal
+import sys
+from types import FrameType
+
+import uvicorn
+from fusion_core import logs
+from fusion_core.settings import SettingsError, load
+
+from fusion_orchestrator.http_app import create_app
+from fusion_orchestrator.settings import OrchestratorSettings
+
+
+def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
+    """uvicorn raises the signal again once it has shut down: by then leaving is success."""
+    raise SystemExit(0)
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    try:
+        settings = load(OrchestratorSettings)
+    except SettingsError as error:
+        sys.exit(str(error))
+    logs.configure("orchestrator", settings.log_format)
+    signal.signal(signal.SIGTERM, _exit_cleanly)
+    signal.signal(signal.SIGINT, _exit_cleanly)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.shutdown_s),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What operators and Kubernetes ask of a replica: /health, /ready and /metrics, on a port of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+import structlog
+from litestar import Litestar, Response, get
+from litestar.datastructures import State
+
+from fusion_orchestrator.service import Service, running
+from fusion_orchestrator.settings import OrchestratorSettings
+
+_DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_READY_DEADLINE_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`status` is ok or what is wrong."""
+
+    status: str
+
+
+@get("/health", summary="Alive: every loop runs")
+async def health(state: State) -> Response[Answer]:
+    service: Service = state.service
+    if dead := service.dead_loops():
+        return Response(Answer(f"loops ended: {', '.join(dead)}"), status_code=500)
+    return Response(Answer("ok"))
+
+
+@get("/ready", summary="Ready: Postgres answers")
+async def ready(state: State) -> Response[Answer]:
+    service: Service = state.service
+    try:
+        async with asyncio.timeout(_READY_DEADLINE_S), service.pool.acquire() as conn:
+            await conn.execute("select 1")
+    except _DATABASE_ERRORS as error:
+        return Response(Answer(f"Postgres does not answer: {type(error).__name__}"), status_code=503)
+    return Response(Answer("ok"))
+
+
+@get("/metrics", summary="Figures for Prometheus", media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(state: State) -> bytes:
+    service: Service = state.service
+    try:
+        await service.metrics.observe(service.pool)
+    except _DATABASE_ERRORS as error:
+        service.metrics.forget()
+        log.warning("metrics_without_database", error=repr(error))
+    return service.metrics.text()
+
+
+def create_app(settings: OrchestratorSettings) -> Litestar:
+    """The app whose lifespan is the service: the loops run while it serves."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with running(settings) as service:
+            app.state.service = service
+            log.info("started", host=settings.host, port=settings.port)
+            yield
+        log.info("stopped")
+
+    handlers: list[Any] = [health, ready, metrics]
+    return Litestar(handlers, lifespan=[lifespan], openapi_config=None, logging_config=None)

@@ -1,0 +1,116 @@
+"""The orchestrator's loops: listen, ring, sweep, expire, prune. Each outlives any error and any one of its passes."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+from fusion_core.db.pool import Pool, connect_pool
+from fusion_core.storage import Storage
+
+from fusion_orchestrator.doorbell import Doorbell, connect_redis
+from fusion_orchestrator.metrics import Metrics
+from fusion_orchestrator.prune import Pruner
+from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
+from fusion_orchestrator.settings import OrchestratorSettings
+
+_PASS_DEADLINE_S = 60.0
+_PRUNE_DEADLINE_S = 6 * 3600.0
+_EXPIRE_EVERY_S = 60.0
+
+log = structlog.get_logger()
+
+
+class Service:
+    """One replica. `tasks` are its loops; none of them ends before the service does."""
+
+    def __init__(self, settings: OrchestratorSettings, pool: Pool, doorbell: Doorbell, metrics: Metrics) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.metrics = metrics
+        self._doorbell = doorbell
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        loops = {
+            "listen": self._doorbell.listen(),
+            "ring": self._forever("ring", self._ring, self._doorbell.wait),
+            "sweep": self._forever("sweep", self._sweep, self._pause(self.settings.sweep_s)),
+            "expire": self._forever("expire", self._expire, self._pause(_EXPIRE_EVERY_S)),
+            "prune": self._forever("prune", self._prune, self._pause(self.settings.prune_every_s), wait_first=True),
+        }
+        self.tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+
+    async def stop(self, deadline_s: float) -> None:
+        """Cancel every loop and wait for them; what is still open after the deadline is dropped."""
+        for task in self.tasks:
+            task.cancel()
+        _, pending = await asyncio.wait(self.tasks, timeout=deadline_s)
+        if pending:
+            log.warning("loops_did_not_stop", loops=sorted(task.get_name() for task in pending))
+
+    def dead_loops(self) -> list[str]:
+        """Loops that ended although the service runs: never, unless Fusion has a bug."""
+        return [task.get_name() for task in self.tasks if task.done()]
+
+    async def _ring(self) -> None:
+        await self._doorbell.ring_due()
+
+    async def _sweep(self) -> None:
+        await reclaim_leases(self.pool, self.settings, self.metrics)
+
+    async def _expire(self) -> None:
+        await expire_stopped(self.pool, self.metrics)
+
+    async def _prune(self) -> None:
+        async with asyncio.timeout(_PRUNE_DEADLINE_S), Storage(self.settings) as storage:
+            pruner = Pruner(self.pool, storage, min_age=timedelta(seconds=self.settings.prune_min_age_s))
+            report = await pruner.run()
+        for kind in ("attempt", "upload", "base_model"):
+            self.metrics.pruned.labels(kind).inc(getattr(report, f"{kind}_objects"))
+
+    @staticmethod
+    def _pause(seconds: float) -> Callable[[], Awaitable[None]]:
+        """A jittered wait, so that replicas started together drift apart."""
+        return lambda: asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311
+
+    async def _forever(
+        self,
+        name: str,
+        one_pass: Callable[[], Awaitable[None]],
+        wait: Callable[[], Awaitable[None]],
+        *,
+        wait_first: bool = False,
+    ) -> None:
+        if wait_first:
+            await wait()
+        while True:
+            try:
+                async with asyncio.timeout(_PRUNE_DEADLINE_S if name == "prune" else _PASS_DEADLINE_S):
+                    await one_pass()
+            except Exception as error:  # noqa: BLE001 a loop outlives whatever one pass meets: it is logged and counted
+                self.metrics.loop_errors.labels(name).inc()
+                log.warning("pass_failed", loop=name, error=repr(error), exc_info=True)
+            await wait()
+
+
+@asynccontextmanager
+async def running(settings: OrchestratorSettings) -> AsyncIterator[Service]:
+    """A service with its connections. Nothing needs to be reachable at the start: the loops try until it is."""
+    metrics = Metrics()
+    pool = await connect_pool(settings.database_url, application_name="fusion-orchestrator", min_size=0)
+    redis = connect_redis(settings.redis_url)
+    service = Service(settings, pool, Doorbell(pool, redis, settings, metrics), metrics)
+    service.start()
+    try:
+        yield service
+    finally:
+        await service.stop(settings.shutdown_s / 2)
+        await redis.aclose()
+        try:
+            async with asyncio.timeout(settings.shutdown_s / 4):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()

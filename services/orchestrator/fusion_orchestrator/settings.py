@@ -1,0 +1,28 @@
+"""The orchestrator's settings; docs/settings.md lists them all."""
+
+from fusion_core.settings import CommonSettings
+
+
+class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
+    """Read once from `FUSION_*`. Times are in seconds."""
+
+    redis_url: str
+    """redis:// or rediss://, with the password in it if there is one."""
+    host: str = "127.0.0.1"
+    port: int = 8001
+    """Where /health, /ready and /metrics answer."""
+    lease_ttl_s: float = 20.0
+    """How long a lease lives without a heartbeat; workers must have the same."""
+    sweep_s: float = 2.0
+    """How often expired leases and unrung jobs are looked for."""
+    sweep_gap_s: float = 10.0
+    """Sweeps missing for this long mean an outage: workers then get a whole lease to renew before a reclaim."""
+    ring_again_s: float = 10.0
+    """A job nobody claimed is rung for again after this."""
+    ring_depth: int = 32
+    """At most this many rings wait in a pool's queue."""
+    prune_every_s: float = 3600.0
+    prune_min_age_s: float = 86_400.0
+    """Objects that no row names are kept this long."""
+    shutdown_s: float = 10.0
+    """SIGTERM to exit, at most."""
