@@ -1,6 +1,6 @@
 """Structured logs: one JSON object a line, or colours on a terminal.
 
-Every line carries `service`, `event`, `level`, `timestamp`, and the bound `request_id`, `account_id`, `job_id`, `epoch`.
+A line carries `service`, `event`, `level`, `timestamp`, and the bound `request_id`, `account_id`, `job_id`, `epoch`.
 """
 
 import logging

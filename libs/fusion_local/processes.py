@@ -1,0 +1,179 @@
+"""Child processes that never outlive us: each in its own session, recorded on disk, killed as a tree."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+STOP_DEADLINE_S = 20.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class ChildDiedError(RuntimeError):
+    """A child ended when it should run; the message has the end of its log."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A child as written to processes.json. The create time tells it from a later process of the same number."""
+
+    name: str
+    pid: int
+    created: float
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and every descendant, in whatever session; returns when they are gone."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=STOP_DEADLINE_S)
+
+
+class Processes:
+    """The children of one embedded stack."""
+
+    def __init__(self, root: Path) -> None:
+        self._record = root / "processes.json"
+        self._logs = root / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._signals: dict[str, signal.Signals] = {}
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        """Start `argv` with exactly this environment; its output goes to logs/<name>.log."""
+
+        def die_with_parent() -> None:
+            if _libc is not None:
+                _libc.prctl(_PR_SET_PDEATHSIG, int(stop_signal))
+
+        with self.log_path(name).open("ab") as log:
+            child = subprocess.Popen(
+                list(argv),
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                user=user,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - started from the main thread, before any other
+            )
+        self._children[name] = child
+        self._signals[name] = stop_signal
+        self._write()
+
+    def log_path(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def pid(self, name: str) -> int:
+        return self._children[name].pid
+
+    def check(self) -> None:
+        """Raises ChildDiedError for the first child that has ended."""
+        for name, child in self._children.items():
+            code = child.poll()
+            if code is not None:
+                tail = self.log_path(name).read_text(errors="replace")[-2000:]
+                raise ChildDiedError(f"{name} ended with {code}. The end of {self.log_path(name)}:\n{tail}")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a child and its whole tree, as a crash of its machine would."""
+        child = self._children.pop(name)
+        kill_tree(child.pid)
+        child.wait(STOP_DEADLINE_S)
+        self._write()
+
+    def stop(self, name: str, deadline_s: float = STOP_DEADLINE_S) -> None:
+        """Ask a child to end; kill its tree if it has not by the deadline."""
+        child = self._children.pop(name, None)
+        if child is None:
+            return
+        descendants = _descendants(child.pid)
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(self._signals[name])
+        try:
+            child.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            kill_tree(child.pid)
+            child.wait(STOP_DEADLINE_S)
+        for orphan in descendants:
+            kill_tree(orphan.pid)
+        self._write()
+
+    def stop_all(self) -> None:
+        """In the reverse order of starting."""
+        for name in reversed(list(self._children)):
+            self.stop(name)
+
+    def _write(self) -> None:
+        records = []
+        for name, child in self._children.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                records.append(Record(name, child.pid, psutil.Process(child.pid).create_time()))
+        temporary = self._record.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(records))
+        temporary.replace(self._record)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_leftovers(root: Path) -> list[str]:
+    """End what a crashed run left behind; answers the names. A number that was given to another process is spared."""
+    try:
+        records = msgspec.json.decode((root / "processes.json").read_bytes(), type=list[Record])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+    killed = []
+    for record in reversed(records):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(record.pid)
+            if abs(process.create_time() - record.created) < 1:
+                process.send_signal(signal.SIGINT if record.name == "postgres" else signal.SIGTERM)
+                _, alive = psutil.wait_procs([process], timeout=5)
+                if alive:
+                    kill_tree(record.pid)
+                killed.append(record.name)
+    (root / "processes.json").unlink(missing_ok=True)
+    return killed
+
+
+def base_environment() -> dict[str, str]:
+    """What every child may inherit: nothing of ours but the way to Python and the locale."""
+    allowed = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TERM", "COLUMNS", "FUSION_FAILPOINT", "PYTHONPATH")
+    return {name: os.environ[name] for name in allowed if name in os.environ}
+
+
+def wait_until(ready: Callable[[], bool], what: str, processes: Processes, deadline_s: float = 60.0) -> None:
+    """Poll the callable `ready` until it is true. Raises ChildDiedError or TimeoutError."""
+    until = time.monotonic() + deadline_s
+    while not ready():
+        processes.check()
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} was not ready within {deadline_s:.0f} s; see its log")
+        time.sleep(0.05)

