@@ -32,6 +32,9 @@ _PROBE_EVERY_S = 15.0
 _PROBE_TIMEOUT_S = 5.0
 _MAX_BACKOFF_S = 10.0
 
+# What a call to Postgres raises while Postgres is away or has just come back.
+DATABASE_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
 log = structlog.get_logger()
 
 
@@ -117,7 +120,7 @@ class Doorbell:
         while True:
             try:
                 connection = await connect(self._settings.database_url, application_name="fusion-doorbell")
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("listen_failed", error=repr(error), retry_in_s=backoff_s)
             else:
                 backoff_s = 0.25
@@ -140,7 +143,7 @@ class Doorbell:
                 except TimeoutError:
                     await connection.execute("select 1", timeout=_PROBE_TIMEOUT_S)
             log.warning("listen_lost", advice="reconnecting; sweeps ring meanwhile")
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DATABASE_AWAY as error:
             log.warning("listen_lost", error=repr(error))
         finally:
             self._metrics.listening.set(0)

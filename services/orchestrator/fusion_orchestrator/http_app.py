@@ -5,16 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import msgspec
 import structlog
 from litestar import Litestar, Response, get
 from litestar.datastructures import State
 
+from fusion_orchestrator.doorbell import DATABASE_AWAY
 from fusion_orchestrator.service import Service, running
 from fusion_orchestrator.settings import OrchestratorSettings
 
-_DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _READY_DEADLINE_S = 2.0
 
 log = structlog.get_logger()
@@ -40,7 +39,7 @@ async def ready(state: State) -> Response[Answer]:
     try:
         async with asyncio.timeout(_READY_DEADLINE_S), service.pool.acquire() as conn:
             await conn.execute("select 1")
-    except _DATABASE_ERRORS as error:
+    except DATABASE_AWAY as error:
         return Response(Answer(f"Postgres does not answer: {type(error).__name__}"), status_code=503)
     return Response(Answer("ok"))
 
@@ -50,7 +49,7 @@ async def metrics(state: State) -> bytes:
     service: Service = state.service
     try:
         await service.metrics.observe(service.pool)
-    except _DATABASE_ERRORS as error:
+    except DATABASE_AWAY as error:
         service.metrics.forget()
         log.warning("metrics_without_database", error=repr(error))
     return service.metrics.text()

@@ -10,7 +10,7 @@ import structlog
 from fusion_core.db.pool import Pool, connect_pool
 from fusion_core.storage import Storage
 
-from fusion_orchestrator.doorbell import Doorbell, connect_redis
+from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.prune import Pruner
 from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
@@ -90,9 +90,12 @@ class Service:
             try:
                 async with asyncio.timeout(_PRUNE_DEADLINE_S if name == "prune" else _PASS_DEADLINE_S):
                     await one_pass()
-            except Exception as error:  # noqa: BLE001 a loop outlives whatever one pass meets: it is logged and counted
+            except DATABASE_AWAY as error:
                 self.metrics.loop_errors.labels(name).inc()
-                log.warning("pass_failed", loop=name, error=repr(error), exc_info=True)
+                log.warning("pass_failed", loop=name, error=repr(error))
+            except Exception:  # a loop outlives a bug too: it is logged with its trace and counted
+                self.metrics.loop_errors.labels(name).inc()
+                log.exception("pass_broke", loop=name)
             await wait()
 
 
