@@ -43,7 +43,9 @@ def connect_redis(url: str) -> ArqRedis:
     connections: ConnectionPool = ConnectionPool.from_url(
         url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
     )
-    return ArqRedis(connections, job_serializer=msgspec.json.encode, job_deserializer=msgspec.json.decode)
+    redis = ArqRedis(connections, job_serializer=msgspec.json.encode, job_deserializer=msgspec.json.decode)
+    redis.auto_close_connection_pool = True
+    return redis
 
 
 class Doorbell:
