@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 from arq.connections import ArqRedis
-from fusion_core.db import attempts, jobs
+from fusion_core.db import attempts, jobs, sweep
 from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
@@ -48,11 +48,23 @@ class World:
             return (await jobs.submit_job(conn, new))[0]
 
     async def claim(self, job: JobRow, ttl_s: float = 20) -> Attempt:
+        """Tried again for a moment, because a replica that rings for the job holds its row just then."""
         attempt_id = uuid4()
+        for _ in range(50):
+            async with self.pool.acquire() as conn:
+                claimed = await attempts.claim(conn, self.claimer, job.id, job.lease_epoch, attempt_id, ttl_s)
+            if claimed is not None:
+                return Attempt(job.id, claimed.lease_epoch, attempt_id)
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"job {job.id} cannot be claimed")
+
+    async def lose(self, attempt: Attempt) -> JobRow:
+        """The attempt's lease ends and is reclaimed."""
+        await self.expire(attempt)
         async with self.pool.acquire() as conn:
-            claimed = await attempts.claim(conn, self.claimer, job.id, job.lease_epoch, attempt_id, ttl_s)
-        assert claimed is not None
-        return Attempt(job.id, claimed.lease_epoch, attempt_id)
+            reclaimed = await sweep.reclaim(conn, attempt.job_id, attempt.epoch)
+        assert reclaimed is not None
+        return reclaimed
 
     async def expire(self, attempt: Attempt) -> None:
         """Let the lease's time pass."""

@@ -1,0 +1,137 @@
+"""fusion-admin as an operator calls it, over real stores: import once, keys that work, errors that say what to do."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fusion_core.db.pool import queries
+from fusion_core.storage import Storage
+
+Admin = Callable[..., Awaitable[tuple[int, str, str]]]
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 1,
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_attention_heads": 1,
+    "vocab_size": 8,
+}
+
+
+@pytest.fixture
+def admin(service_environment: dict[str, str]) -> Admin:
+    """Run the command as its own process: (exit code, stdout, stderr)."""
+
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from fusion_orchestrator.admin_cli import app; app()", *arguments,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=service_environment,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+        return process.returncode or 0, out.decode().strip(), err.decode().strip()
+
+    return run
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """One block of hidden 4: 2 x 32 embedding, 4 x 16 attention, 3 x 16 FFN, 3 x 4 norms."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    header = json.dumps({"all": {"dtype": "F32", "shape": [188], "data_offsets": [0, 752]}}).encode()
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(752))
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "tokenizer.json").write_text("{}")
+    return path
+
+
+def hashes(path: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+
+
+async def test_a_model_is_imported_once_with_its_rehearsal_set(
+    admin: Admin, model_dir: Path, tmp_path: Path, world: Any, storage: Storage
+) -> None:
+    rehearsal = tmp_path / "rehearsal.jsonl"
+    rehearsal.write_text('{"text": "one"}\n{"text": "two"}\n')
+    before = hashes(model_dir)
+    code, base_id, err = await admin("base-models", "import", str(model_dir), "--rehearsal", str(rehearsal))
+    assert code == 0, err
+    assert "188 parameters, fp32, 2 rehearsal rows" in err
+    row = await queries.get_base_model(world.pool, base_model_id=base_id)
+    assert (row["name"], row["version"], row["params"], row["family"]) == ("tiny", "fp32", 188, "llama")
+    assert row["config"] == CONFIG
+    assert {entry["rel"]: entry["sha256"] for entry in row["manifest"]["files"]} == before
+    for entry in row["manifest"]["files"] + row["rehearsal"]["files"]:
+        stored = await storage.get_bytes(f"{row['s3_prefix']}/{entry['rel']}")
+        assert (len(stored), hashlib.sha256(stored).hexdigest()) == (entry["size"], entry["sha256"])
+    objects = {item.key async for item in storage.list_prefix("")}
+    assert len(objects) == 4, "the mark of a running import is gone"
+
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    code, again, err = await admin("base-models", "import", str(copy), "--rehearsal", str(rehearsal), "--name", "x")
+    assert (code, again) == (0, base_id)
+    assert "imported before" in err
+    assert {item.key async for item in storage.list_prefix("")} == objects
+    assert hashes(model_dir) == before
+
+
+async def test_a_broken_folder_leaves_nothing_behind(
+    admin: Admin, model_dir: Path, tmp_path: Path, world: Any, storage: Storage
+) -> None:
+    (model_dir / "tokenizer.json").unlink()
+    (model_dir / "model.safetensors").unlink()
+    code, out, err = await admin("base-models", "import", str(model_dir))
+    assert (code, out) == (1, "")
+    assert "model.safetensors: is missing" in err
+    assert "tokenizer: is missing" in err
+    assert "base_model_incomplete" in err
+    assert await world.count("select count(*) from base_models") == 0
+    assert [item async for item in storage.list_prefix("")] == []
+
+
+async def test_accounts_and_keys(admin: Admin, world: Any) -> None:
+    code, account_id, err = await admin("accounts", "create", "ACME")
+    assert code == 0, err
+    code, secret, err = await admin("keys", "create", account_id, "--scopes", "train,read")
+    assert code == 0, err
+    assert secret.startswith("fusion_live_")
+    assert secret not in err
+    row = await queries.api_key_by_hash(world.pool, secret_sha256=hashlib.sha256(secret.encode()).digest())
+    assert (str(row["account_id"]), sorted(row["scopes"])) == (account_id, ["read", "train"])
+    assert secret.startswith(row["prefix"])
+    assert len(secret) > len(row["prefix"]) + 20
+    code, out, err = await admin("keys", "create", account_id, "--scopes", "train,root")
+    assert (code, out) == (1, "")
+    assert "unknown scopes root" in err
+    code, _, err = await admin("keys", "create", "00000000-0000-7000-8000-000000000000")
+    assert code == 1
+    assert "there is no account" in err
+
+
+async def test_migrate_is_repeatable_and_prune_reports(admin: Admin, storage: Storage) -> None:
+    assert (await admin("migrate"))[:2] == (0, "the schema is up to date")
+    code, out, err = await admin("prune", "--dry-run")
+    assert code == 0, err
+    assert "attempt objects" in out
+
+
+async def test_bad_settings_are_all_named(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from fusion_orchestrator.admin_cli import app; app()", "migrate",
+        stderr=subprocess.PIPE, env={},
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    for name in ("FUSION_DATABASE_URL", "FUSION_S3_ENDPOINT", "FUSION_S3_ACCESS_KEY", "FUSION_S3_SECRET_KEY"):
+        assert name in err.decode()
