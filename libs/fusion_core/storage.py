@@ -199,3 +199,13 @@ class Storage:
                 )
                 aborted += 1
         return aborted
+
+    async def matches(self, key: str, entry: FileEntry) -> bool:
+        """Read an object back: are its size and SHA-256 those of `entry`?"""
+        digest = hashlib.sha256()
+        size = 0
+        async with asyncio.timeout(FILE_DEADLINE_S):
+            async for chunk in self.open(key):
+                digest.update(chunk)
+                size += len(chunk)
+        return (size, digest.hexdigest()) == (entry.size, entry.sha256)

@@ -81,7 +81,6 @@ class Checkpoint(msgspec.Struct, frozen=True):
 class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     """The export of a finished job. `name` gets the next free version of the account."""
 
-    id: UUID
     name: str
     params: int
     config: dict[str, Any]
@@ -252,9 +251,10 @@ async def complete_training(conn: Connection, attempt: Attempt, model: NewModel,
                 raise CancelPendingError(attempt)
             base = await queries.base_of_job(conn, job_id=job.id)
             await queries.lock_model_name(conn, account_id=job.account_id, name=model.name)
+            model_id = await queries.new_id(conn)
             await queries.insert_model(
                 conn,
-                id=model.id,
+                id=model_id,
                 account_id=job.account_id,
                 job_id=job.id,
                 name=model.name,
@@ -268,11 +268,11 @@ async def complete_training(conn: Connection, attempt: Attempt, model: NewModel,
             estimate = frozen_estimate(job)
             cost = {"cost_usd": estimate.total_microusd / 1_000_000}
             completed = await queries.complete_job(
-                conn, **attempt.fence, output_model_id=model.id, result=result | cost
+                conn, **attempt.fence, output_model_id=model_id, result=result | cost
             )
             tokens = msgspec.convert(job.spec, TrainSpec).hyperparams.training_tokens
             await write_ledger(conn, job, estimate, tokens)
-            await record_event(conn, job, "completed", {"output_model_id": str(model.id)} | cost)
+            await record_event(conn, job, "completed", {"output_model_id": str(model_id)} | cost)
             return JobRow.of(completed)
     except LeaseLostError:
         done = await _completed_by(conn, attempt)

@@ -140,7 +140,7 @@ class World:
     @staticmethod
     def new_model(attempt: Attempt) -> NewModel:
         prefix = s3_keys.export(s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id))
-        return NewModel(id=uuid4(), name="grown", params=2, config=CONFIG, s3_prefix=prefix, manifest=MANIFEST)
+        return NewModel(name="grown", params=2, config=CONFIG, s3_prefix=prefix, manifest=MANIFEST)
 
     @staticmethod
     def new_shard(attempt: Attempt) -> NewShard:

@@ -82,6 +82,10 @@ update jobs set last_checkpoint_step = coalesce(
     (select max(step) from checkpoints where job_id = :job_id and state = 'ok'), 0)
 where id = :job_id;
 
+-- name: new_id()$
+-- An id that sorts by time (RFC 9562, version 7).
+select uuidv7();
+
 -- name: lock_model_name(account_id, name)$
 -- Versions of one name are numbered one at a time.
 select pg_advisory_xact_lock(hashtextextended(:account_id::uuid || '/' || :name, 0));

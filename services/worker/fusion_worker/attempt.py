@@ -1,0 +1,210 @@
+"""The life of one attempt, from a claimed job to its outcome."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from fusion_core import failpoints, s3_keys
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, NewModel, NewShard
+from fusion_core.db.pool import Pool
+from fusion_core.db.rows import JobRow
+from fusion_core.storage import Storage
+from fusion_core.trainer_protocol import Finished, Manifest, Rejected, Stopped, write_control
+
+from fusion_worker.events_pump import EventsPump
+from fusion_worker.heartbeat import Heartbeat
+from fusion_worker.input_cache import InputCache
+from fusion_worker.retry import with_postgres
+from fusion_worker.settings import WorkerSettings
+from fusion_worker.staging import Stager, UploadRejectedError
+from fusion_worker.trainer_process import TrainerProcess
+from fusion_worker.uploads import CheckpointUploader, upload_folder
+
+log = structlog.get_logger()
+
+
+class Machine(NamedTuple):
+    """What a daemon lends to its attempts."""
+
+    pool: Pool
+    storage: Storage
+    cache: InputCache
+    settings: WorkerSettings
+
+
+class AttemptRunner:
+    """Runs one attempt. Whatever happens, its processes and its folder are gone afterwards."""
+
+    def __init__(self, machine: Machine, job: JobRow, attempt: Attempt) -> None:
+        self._machine = machine
+        self._job = job
+        self._attempt = attempt
+        self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
+        self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
+        self._run_dir.mkdir(parents=True)
+        self._trainer: TrainerProcess | None = None
+        self._draining = asyncio.Event()
+        pool, settings = machine.pool, machine.settings
+        self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir)
+        self._uploader = CheckpointUploader(pool, machine.storage, settings, attempt)
+        self._pump = EventsPump(pool, settings, attempt, self._run_dir, self._uploader.add)
+
+    def drain(self) -> None:
+        """Stop at a checkpoint and release the job; within the grace period in any case."""
+        self._draining.set()
+        self._heartbeat.ask_to_stop("drain")
+
+    async def run(self) -> None:
+        """Never raises for what happens to the job; the row says how it ended."""
+        try:
+            await self._run_guarded()
+        except LeaseLostError:
+            log.warning("attempt_dropped", reason="lease_lost")
+        except Exception as error:  # noqa: BLE001 - the daemon must outlive any attempt
+            await self._report_crash(error)
+        finally:
+            if self._trainer is not None:
+                await self._trainer.kill()
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+
+    async def _run_guarded(self) -> None:
+        """The work beside its heartbeat, its uploads and the drain's deadline: the first to end decides."""
+        side = [
+            asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
+            asyncio.create_task(self._uploader.run(), name="uploads"),
+            asyncio.create_task(self._drain_deadline(), name="drain"),
+        ]
+        work = asyncio.create_task(self._work(), name="work")
+        try:
+            done, _ = await asyncio.wait({work, *side}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (work, *side):
+                task.cancel()
+            await asyncio.gather(work, *side, return_exceptions=True)
+
+    async def _drain_deadline(self) -> None:
+        await self._draining.wait()
+        await asyncio.sleep(self._machine.settings.drain_grace_s)
+        log.warning("drain_grace_over")
+        await self._persist(attempts.release)
+
+    async def _persist(self, call: Any, *arguments: Any) -> Any:
+        async def write(connection: Any) -> Any:
+            return await call(connection, self._attempt, *arguments)
+
+        return await with_postgres(self._machine.pool, write, for_s=self._machine.settings.isolation_limit_s)
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        stager = Stager(self._machine.pool, self._machine.storage, self._machine.cache, self._machine.settings)
+        try:
+            run = await stager.stage(self._job, self._attempt, self._run_dir)
+        except UploadRejectedError as error:
+            await self._persist(attempts.fail, error.code, str(error))
+            return
+        if self._heartbeat.stop_reason is not None:  # asked to stop before there was a trainer to tell
+            write_control(self._run_dir, self._heartbeat.stop_reason)
+        self._trainer = await TrainerProcess.launch(run, self._run_dir, self._machine.settings)
+        await self._follow()
+        await self._finish()
+
+    async def _follow(self) -> None:
+        """Until the trainer has ended and every event it wrote has been taken."""
+        assert self._trainer is not None
+        pump = asyncio.create_task(self._pump.run())
+        ended = asyncio.create_task(self._trainer.wait())
+        try:
+            await asyncio.wait({pump, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()  # a lost lease, or Postgres away past the isolation limit
+        finally:
+            for task in (pump, ended):
+                task.cancel()
+            await asyncio.gather(pump, ended, return_exceptions=True)
+        await self._pump.pump()
+
+    async def _finish(self) -> None:
+        outcome = self._pump.outcome
+        if isinstance(outcome, Rejected):
+            log.warning("attempt_rejected", code=outcome.code, message=outcome.message)
+            await self._persist(attempts.fail, outcome.code, outcome.message, outcome.errors)
+            return
+        if outcome is None:
+            await self._crashed()
+            return
+        await self._uploader.drained()
+        if isinstance(outcome, Stopped):
+            ended = await self._persist(attempts.release)
+            log.info("attempt_stopped", reason=outcome.reason, state=ended.state)
+            return
+        try:
+            await self._complete(outcome)
+        except CancelPendingError:
+            await self._persist(attempts.obey)
+
+    async def _complete(self, outcome: Finished) -> None:
+        failpoints.hit("completion.before")
+        if self._job.type == "ingest":
+            await self._complete_ingest(outcome.result)
+        else:
+            await self._complete_training(outcome.result)
+        failpoints.hit("completion.after")
+        log.info("attempt_completed")
+
+    async def _complete_training(self, result: dict[str, object]) -> None:
+        export = self._pump.export
+        if export is None:
+            raise RuntimeError("the trainer finished without an export")
+        prefix = s3_keys.export(self._prefix)
+        await upload_folder(self._machine.storage, Path(export.path), prefix, export.manifest)
+        config = json.loads((Path(export.path) / "config.json").read_bytes())
+        name = self._job.spec["hyperparams"].get("output_name") or f"model-{self._job.id}"
+        model = NewModel(name=name, params=export.params, config=config, s3_prefix=prefix, manifest=export.manifest)
+        await self._persist(attempts.complete_training, model, result)
+
+    async def _complete_ingest(self, result: dict[str, object]) -> None:
+        prefix = s3_keys.shards(self._prefix)
+        ordinals = {"train": 0, "heldout": 0}
+        shards = []
+        for saved in self._pump.shards:
+            folder = Path(saved.path).parent
+            await upload_folder(self._machine.storage, folder, prefix, Manifest((saved.file,)))
+            key = f"{prefix}/{saved.file.rel}"
+            shards.append(NewShard(saved.split, ordinals[saved.split], key, saved.rows, saved.file))
+            ordinals[saved.split] += 1
+        heldout = sum(saved.rows for saved in self._pump.shards if saved.split == "heldout")
+        rows = sum(saved.rows for saved in self._pump.shards)
+        log.info("ingest_read", **{key: value for key, value in result.items() if isinstance(value, int)})
+        await self._persist(attempts.complete_ingest, shards, rows, heldout)
+
+    # -- crashes ---------------------------------------------------------------------------------------------------------
+
+    async def _crashed(self) -> None:
+        assert self._trainer is not None
+        tail = self._trainer.log_tail()
+        code = "disk_full" if ": disk_full: " in tail.rsplit("\n", 1)[-1] else "trainer_crashed"
+        message = tail.rsplit("\n", 1)[-1][-500:] or f"the trainer ended with {self._trainer.returncode}"
+        log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._machine.settings.drain_grace_s):
+                await self._uploader.drained()
+        await self._persist(attempts.crash, code, message)
+
+    async def _report_crash(self, error: Exception) -> None:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        code = "disk_full" if full else "inputs_unavailable"
+        log.error("attempt_crashed", code=code, error=repr(error), exc_info=error)
+        shutil.rmtree(self._run_dir, ignore_errors=True)
+        try:
+            await self._persist(attempts.crash, code, str(error)[-500:] or type(error).__name__)
+        except Exception as unreported:  # noqa: BLE001 - the lease will run out and say it for us
+            log.warning("crash_not_reported", error=repr(unreported))

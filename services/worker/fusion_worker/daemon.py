@@ -1,0 +1,154 @@
+"""The daemon: idle, claim, run one attempt, idle again; SIGTERM drains."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db.pool import connect_pool, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.storage import Storage
+
+from fusion_worker.attempt import AttemptRunner, Machine
+from fusion_worker.doorbell import Doorbell
+from fusion_worker.input_cache import InputCache
+from fusion_worker.retry import UNREACHABLE
+from fusion_worker.settings import WorkerSettings
+from fusion_worker.slot import Slot
+from fusion_worker.trainer_process import kill_strays
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """One slot's daemon."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._claimer = Claimer(worker_id=uuid4(), pool=settings.pool)
+        self._draining = asyncio.Event()
+        self._runner: AttemptRunner | None = None
+
+    async def run(self) -> None:
+        """Until drained. Raises what opening Postgres raises at the start."""
+        work_dir = Path(self._settings.work_dir)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        # What a crashed predecessor left: claim nothing before its trainers are gone.
+        await asyncio.to_thread(kill_strays, work_dir / "runs")
+        shutil.rmtree(work_dir / "runs", ignore_errors=True)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain)
+        async with AsyncExitStack() as stack:
+            pool = await connect_pool(self._settings.database_url, application_name="fusion-worker", max_size=4)
+            stack.push_async_callback(asyncio.wait_for, pool.close(), 10)
+            storage = await stack.enter_async_context(Storage(self._settings))
+            cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage)
+            self._machine = Machine(pool, storage, cache, self._settings)
+            self._slot = Slot(pool, self._claimer, self._settings)
+            doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
+            async with _running(doorbell.run()), _running(self._report_for_ever()):
+                log.info("worker_ready", worker_id=str(self._claimer.worker_id), pool=self._settings.pool)
+                await self._serve(doorbell)
+            await self._report("gone")
+        log.info("worker_gone")
+
+    def drain(self) -> None:
+        """Stop picking; a running attempt is saved, uploaded and released."""
+        log.info("draining")
+        self._draining.set()
+        if hasattr(self, "_slot"):
+            self._slot.closed = True
+        if self._runner is not None:
+            self._runner.drain()
+
+    async def _serve(self, doorbell: Doorbell) -> None:
+        while not self._draining.is_set():
+            claimed = await self._next()
+            if claimed is not None:
+                doorbell.set_listening(False)
+                await self._attempt(*claimed)
+                self._slot.busy = False
+                doorbell.set_listening(True)
+
+    async def _next(self) -> tuple[JobRow, Attempt] | None:
+        await self._slot.look()
+        pause = self._settings.idle_poll_s * random.uniform(1, 2)  # noqa: S311 - jitter, not a secret
+        waiting = asyncio.create_task(self._slot.next(pause))
+        draining = asyncio.create_task(self._draining.wait())
+        await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if not waiting.done() and not self._slot.busy:
+            waiting.cancel()
+            return None
+        return await waiting
+
+    async def _attempt(self, job: JobRow, attempt: Attempt) -> None:
+        names = {"job_id": str(job.id), "epoch": attempt.epoch, "account_id": str(job.account_id)}
+        with structlog.contextvars.bound_contextvars(**names):
+            log.info("attempt_started", type=job.type)
+            self._runner = AttemptRunner(self._machine, job, attempt)
+            if self._draining.is_set():
+                self._runner.drain()
+            await self._report("busy", attempt)
+            try:
+                await self._runner.run()
+            finally:
+                self._runner = None
+            await self._report("idle")
+
+    async def _report_for_ever(self) -> None:
+        registered = False
+        while True:
+            if not registered:
+                registered = await self._register()
+            elif not self._slot.busy:
+                await self._report("draining" if self._draining.is_set() else "idle")
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _register(self) -> bool:
+        try:
+            await queries.register_worker(
+                self._machine.pool,
+                id=self._claimer.worker_id,
+                name=self._settings.name or socket.gethostname(),
+                pool=self._settings.pool,
+                spec_version=self._claimer.spec_version,
+                capabilities=list(self._claimer.capabilities),
+                version=version("fusion"),
+            )
+        except UNREACHABLE as error:
+            log.warning("not_registered", error=str(error))
+            return False
+        return True
+
+    async def _report(self, state: str, attempt: Attempt | None = None) -> None:
+        """For operators to look at; nothing depends on it."""
+        with contextlib.suppress(*UNREACHABLE):
+            async with asyncio.timeout(5):
+                await queries.worker_seen(
+                    self._machine.pool,
+                    id=self._claimer.worker_id,
+                    state=state,
+                    job_id=attempt.job_id if attempt else None,
+                )
+
+
+@contextlib.asynccontextmanager
+async def _running(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """A task beside the block, cancelled at its end."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

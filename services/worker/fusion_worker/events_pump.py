@@ -1,0 +1,87 @@
+"""From events.jsonl to the database: follows the trainer, batches what customers see, hands the rest to the attempt."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, WorkerEvent
+from fusion_core.db.pool import Pool
+from fusion_core.trainer_protocol import (
+    CheckpointSaved,
+    EventReader,
+    ExportSaved,
+    Finished,
+    Outcome,
+    PhaseChanged,
+    Rejected,
+    ShardSaved,
+    Stopped,
+    TrainerEvent,
+)
+
+from fusion_worker.retry import with_postgres
+from fusion_worker.settings import WorkerSettings
+
+POLL_S = 0.1
+
+
+class EventsPump:
+    """Reads every event once. What the attempt needs at its end is kept here."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        settings: WorkerSettings,
+        attempt: Attempt,
+        run_dir: Path,
+        on_checkpoint: Callable[[CheckpointSaved], Awaitable[None]],
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._attempt = attempt
+        self._reader = EventReader(run_dir)
+        self._on_checkpoint = on_checkpoint
+        self.export: ExportSaved | None = None
+        self.shards: list[ShardSaved] = []
+        self.outcome: Outcome | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled. Raises LeaseLostError."""
+        while True:
+            await self.pump()
+            await asyncio.sleep(POLL_S)
+
+    async def pump(self) -> None:
+        """Take what has been written since the last call."""
+        public: list[WorkerEvent] = []
+        phase = None
+        for number, event in self._reader.read():
+            if isinstance(event, CheckpointSaved):
+                await self._on_checkpoint(event)
+            elif isinstance(event, ExportSaved):
+                self.export = event
+            elif isinstance(event, ShardSaved):
+                self.shards.append(event)
+            elif isinstance(event, Finished | Stopped | Rejected):
+                self.outcome = event
+            else:
+                phase = event.phase if isinstance(event, PhaseChanged) else phase
+                public.append(_public(number, event))
+        if public:
+
+            async def append(connection: Any) -> None:
+                await attempts.append_events(connection, self._attempt, public, phase)
+
+            await with_postgres(self._pool, append, for_s=self._settings.isolation_limit_s)
+
+
+def _public(number: int, event: TrainerEvent) -> WorkerEvent:
+    data: dict[str, Any] = msgspec.to_builtins(event)
+    kind = data.pop("type")
+    if kind == "metrics":
+        data["ts"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return WorkerEvent(number, kind, data)

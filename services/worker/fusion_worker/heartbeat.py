@@ -1,0 +1,63 @@
+"""Keeping the lease alive, and passing on what its reply says."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import structlog
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, LeaseLostError
+from fusion_core.db.pool import Pool
+from fusion_core.trainer_protocol import StopReason, write_control
+
+from fusion_worker.retry import UNREACHABLE
+from fusion_worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+class Heartbeat:
+    """Renews until cancelled. Ends with LeaseLostError, or by itself once cut off past the isolation limit."""
+
+    def __init__(self, pool: Pool, settings: WorkerSettings, attempt: Attempt, run_dir: Path) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._attempt = attempt
+        self._run_dir = run_dir
+        self._stop: StopReason | None = None
+        self._last_renewal = time.monotonic()
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        return self._stop
+
+    def ask_to_stop(self, reason: StopReason) -> None:
+        """Cancel outranks stop, stop outranks drain; an earlier, weaker wish is replaced."""
+        rank = {"drain": 0, "stop": 1, "cancel": 2}
+        if self._stop is not None and rank[self._stop] >= rank[reason]:
+            return
+        self._stop = reason
+        write_control(self._run_dir, reason)
+        log.info("trainer_asked_to_stop", reason=reason)
+
+    async def run(self) -> None:
+        """Raises LeaseLostError when the job has passed to somebody else."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_s)
+            try:
+                async with self._pool.acquire(timeout=self._settings.heartbeat_s) as connection:
+                    renewal = await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
+            except UNREACHABLE as error:
+                cut_off_s = time.monotonic() - self._last_renewal
+                log.warning("heartbeat_missed", error=str(error), cut_off_s=round(cut_off_s, 1))
+                if cut_off_s > self._settings.isolation_limit_s:
+                    self.ask_to_stop("drain")
+                continue
+            except LeaseLostError:
+                log.warning("lease_lost")
+                raise
+            self._last_renewal = time.monotonic()
+            if renewal.cancel:
+                self.ask_to_stop("cancel")
+            elif renewal.stop:
+                self.ask_to_stop("stop")

@@ -1,0 +1,35 @@
+"""The worker's settings, each read from FUSION_<NAME>."""
+
+from typing import Literal
+
+from fusion_core.settings import CommonSettings
+
+
+class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
+    redis_url: str
+    pool: str = "h100x1"
+    """The pool this slot serves: a kind of machine, or `cpu` for reading datasets."""
+    name: str = ""
+    """How operators know this worker; the host's name if unset."""
+    work_dir: str = "/var/lib/fusion"
+    """Local disk for runs and cached inputs. One worker a folder."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    num_processes: int = 1
+    """Trainer processes, one a device."""
+    threads: int = 1
+    """CPU threads of each trainer process."""
+    lease_ttl_s: float = 20.0
+    heartbeat_s: float = 5.0
+    idle_poll_s: float = 5.0
+    """An idle worker looks into Postgres itself after this long, and up to twice as long."""
+    isolation_limit_s: float = 600.0
+    """Cut off from Postgres for longer, the trainer is stopped at a checkpoint."""
+    drain_grace_s: float = 120.0
+    """From SIGTERM until the job is released with its last committed checkpoint, come what may."""
+    checkpoint_every_s: float = 120.0
+    cache_bytes: int = 200 * 2**30
+    """Cached inputs beyond this are evicted, least recently used first."""
+    min_free_bytes: int = 2**30
+    """With less free space no job is claimed."""
+    trainer_command: str = ""
+    """Overrides how trainers are launched; the run directory is appended."""

@@ -1,0 +1,76 @@
+"""The slot: idle or holding one claimed job, whoever offers it first."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import structlog
+from fusion_core import failpoints
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db.pool import Connection, Pool
+from fusion_core.db.rows import JobRow
+
+from fusion_worker.retry import UNREACHABLE
+from fusion_worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+Claim = Callable[[Connection, UUID], Awaitable[JobRow | None]]
+
+
+class Slot:
+    """Doorbell and poll both claim through here, so that never two jobs are held."""
+
+    def __init__(self, pool: Pool, claimer: Claimer, settings: WorkerSettings) -> None:
+        self._pool = pool
+        self._claimer = claimer
+        self._settings = settings
+        self._lock = asyncio.Lock()
+        self._claimed: asyncio.Queue[tuple[JobRow, Attempt]] = asyncio.Queue()
+        self.busy = False
+        self.closed = False
+
+    async def ring(self, job_id: UUID, epoch: int) -> bool:
+        """The doorbell rang for a job at an epoch; a stale or repeated ring claims nothing."""
+        ttl = self._settings.lease_ttl_s
+        return await self._claim(lambda conn, attempt: attempts.claim(conn, self._claimer, job_id, epoch, attempt, ttl))
+
+    async def look(self) -> bool:
+        """Claim straight from Postgres."""
+        ttl = self._settings.lease_ttl_s
+        return await self._claim(lambda conn, attempt: attempts.claim_next(conn, self._claimer, attempt, ttl))
+
+    async def _claim(self, claim: Claim) -> bool:
+        async with self._lock:
+            if self.busy or self.closed or not self._has_space():
+                return False
+            attempt_id = uuid4()
+            failpoints.hit("claim.before")
+            try:
+                async with self._pool.acquire(timeout=5) as connection:
+                    job = await claim(connection, attempt_id)
+            except UNREACHABLE as error:
+                log.warning("claim_failed", error=str(error))
+                return False
+            if job is None:
+                return False
+            failpoints.hit("claim.after")
+            self.busy = True
+            self._claimed.put_nowait((job, Attempt(job.id, job.lease_epoch, attempt_id)))
+            return True
+
+    def _has_space(self) -> bool:
+        free = shutil.disk_usage(Path(self._settings.work_dir)).free
+        if free < self._settings.min_free_bytes:
+            log.warning("disk_nearly_full", free_bytes=free, needed_bytes=self._settings.min_free_bytes)
+            return False
+        return True
+
+    async def next(self, timeout_s: float) -> tuple[JobRow, Attempt] | None:
+        """The claimed job, or None after `timeout_s`."""
+        try:
+            return await asyncio.wait_for(self._claimed.get(), timeout_s)
+        except TimeoutError:
+            return None

@@ -1,0 +1,153 @@
+"""Bringing a job's inputs to local disk and writing run.json."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, Checkpoint
+from fusion_core.db.pool import Pool, queries
+from fusion_core.db.rows import JobRow
+from fusion_core.job_spec import IngestSpec, TrainSpec
+from fusion_core.storage import ObjectCorruptError, ObjectMissingError, Storage
+from fusion_core.trainer_protocol import (
+    CHECKPOINT_FORMAT_VERSION,
+    MANIFEST_FILE,
+    FileEntry,
+    IngestInput,
+    IngestRun,
+    Manifest,
+    Run,
+    TrainRun,
+    write_run,
+)
+
+from fusion_worker.input_cache import InputCache
+from fusion_worker.retry import with_postgres
+from fusion_worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+class UploadRejectedError(Exception):
+    """An upload is gone or is no longer what was registered: no retry can mend it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Stager:
+    """Stages one attempt's inputs into its run directory."""
+
+    def __init__(self, pool: Pool, storage: Storage, cache: InputCache, settings: WorkerSettings) -> None:
+        self._pool = pool
+        self._storage = storage
+        self._cache = cache
+        self._settings = settings
+
+    async def stage(self, job: JobRow, attempt: Attempt, run_dir: Path) -> Run:
+        """Raises UploadRejectedError, ObjectMissingError, ObjectCorruptError, OSError, or a lost lease."""
+        run = await (self._ingest(job, run_dir) if job.type == "ingest" else self._train(job, attempt, run_dir))
+        write_run(run_dir, run)
+        return run
+
+    async def _rows(self, query: Any, **parameters: Any) -> list[Any]:
+        async def read(connection: Any) -> list[Any]:
+            return [row async for row in query(connection, **parameters)]
+
+        return await with_postgres(self._pool, read, for_s=self._settings.isolation_limit_s)
+
+    async def _row(self, query: Any, **parameters: Any) -> Any:
+        async def read(connection: Any) -> Any:
+            return await query(connection, **parameters)
+
+        return await with_postgres(self._pool, read, for_s=self._settings.isolation_limit_s)
+
+    async def _place_all(self, prefix: str, manifest: Manifest, folder: Path) -> None:
+        for entry in manifest.files:
+            await self._cache.place(f"{prefix}/{entry.rel}", entry, folder / entry.rel)
+
+    async def _train(self, job: JobRow, attempt: Attempt, run_dir: Path) -> TrainRun:
+        spec = msgspec.convert(job.spec, TrainSpec)
+        base = await self._row(queries.base_of_job, job_id=job.id)
+        await self._place_all(base["s3_prefix"], msgspec.convert(base["manifest"], Manifest), run_dir / "base")
+        shards: dict[str, list[str]] = {"train": [], "heldout": []}
+        for number, row in enumerate(await self._rows(queries.shards_of_dataset, dataset_id=job.dataset_id)):
+            path = run_dir / "data" / f"{row['split']}-{number:05d}.jsonl"
+            await self._cache.place(row["s3_key"], FileEntry(path.name, row["bytes"], row["sha256"]), path)
+            shards[row["split"]].append(str(path))
+        return TrainRun(
+            job_id=str(job.id),
+            lease_epoch=attempt.epoch,
+            hyperparams=spec.hyperparams,
+            growth_plan=spec.growth_plan,
+            base_dir=str(run_dir / "base"),
+            base_name=spec.base_model_name,
+            train_shards=tuple(shards["train"]),
+            heldout_shards=tuple(shards["heldout"]),
+            rehearsal_files=await self._rehearsal(job, run_dir),
+            checkpoint_dir=await self._checkpoint(job, attempt, run_dir),
+            checkpoint_every_s=self._settings.checkpoint_every_s,
+            num_processes=self._settings.num_processes,
+            threads=self._settings.threads,
+        )
+
+    async def _rehearsal(self, job: JobRow, run_dir: Path) -> tuple[str, ...]:
+        row = await self._row(queries.rehearsal_of_job, job_id=job.id)
+        if row is None:
+            return ()
+        manifest = msgspec.convert(row["rehearsal"], Manifest)
+        await self._place_all(row["s3_prefix"], manifest, run_dir / "rehearsal")
+        return tuple(str(run_dir / "rehearsal" / entry.rel) for entry in manifest.files)
+
+    async def _checkpoint(self, job: JobRow, attempt: Attempt, run_dir: Path) -> str | None:
+        """The newest checkpoint that can be read; the others are marked lost on the way."""
+        folder = run_dir / "resume"
+
+        async def committed(connection: Any) -> list[Checkpoint]:
+            return await attempts.readable_checkpoints(connection, job.id)
+
+        limit = self._settings.isolation_limit_s
+        for checkpoint in await with_postgres(self._pool, committed, for_s=limit):
+            try:
+                if checkpoint.format_version != CHECKPOINT_FORMAT_VERSION:
+                    raise ObjectCorruptError(f"checkpoint format {checkpoint.format_version} is not known here")
+                folder.mkdir(exist_ok=True)
+                for entry in checkpoint.manifest.files:
+                    await self._storage.download_file(f"{checkpoint.s3_prefix}/{entry.rel}", folder / entry.rel, entry)
+                (folder / MANIFEST_FILE).write_bytes(msgspec.json.encode(checkpoint.manifest))
+            except (ObjectMissingError, ObjectCorruptError) as error:
+                log.warning("checkpoint_lost", step=checkpoint.step, error=str(error))
+                reason = str(error)
+
+                async def mark(connection: Any, lost: Checkpoint = checkpoint, reason: str = reason) -> None:
+                    await attempts.mark_checkpoint_lost(connection, attempt, lost, reason)
+
+                await with_postgres(self._pool, mark, for_s=limit)
+            else:
+                log.info("resuming", step=checkpoint.step)
+                return str(folder)
+        return None
+
+    async def _ingest(self, job: JobRow, run_dir: Path) -> IngestRun:
+        spec = msgspec.convert(job.spec, IngestSpec)
+        inputs = []
+        for number, row in enumerate(await self._rows(queries.uploads_of_dataset, dataset_id=job.dataset_id)):
+            head = await self._storage.head(row["s3_key"])
+            if head is None:
+                raise UploadRejectedError("upload_missing", f"{row['filename']} is gone; upload it again")
+            if (head.size, head.etag) != (row["size"], row["etag"]):
+                message = f"{row['filename']} changed after it was registered; upload and register it again"
+                raise UploadRejectedError("upload_changed", message)
+            path = run_dir / "inputs" / f"{number:05d}"
+            path.parent.mkdir(exist_ok=True)
+            await self._storage.download_file(row["s3_key"], path)
+            inputs.append(IngestInput(str(path), row["filename"]))
+        return IngestRun(
+            job_id=str(job.id),
+            lease_epoch=job.lease_epoch,
+            inputs=tuple(inputs),
+            heldout_percent=spec.heldout_percent,
+        )

@@ -1,0 +1,143 @@
+"""The trainer as a process tree: launched with nothing it should not have, and killed whole."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import structlog
+from fusion_core.trainer_protocol import IngestRun, Run
+
+from fusion_worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+LOG_FILE = "trainer.log"
+KILL_DEADLINE_S = 30.0
+TAIL_BYTES = 4000
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+# What a trainer may inherit: no credentials, no addresses.
+_ALLOWED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "FUSION_FAILPOINT",
+)
+_ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH")
+
+
+def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
+    """How the trainer of this run is started."""
+    if settings.trainer_command:
+        return [*shlex.split(settings.trainer_command), str(run_dir)]
+    if isinstance(run, IngestRun):
+        return [sys.executable, "-m", "fusion_data", "ingest", str(run_dir)]
+    if settings.num_processes > 1:  # accelerate's launcher with --cpu runs one process whatever it is asked for
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings.num_processes}"]
+    else:
+        launcher = ["accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
+        launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+        launcher += ["--cpu"] if settings.device == "cpu" else []
+    return [sys.executable, "-m", *launcher, "-m", "fusion_engine", str(run_dir)]
+
+
+def environment(settings: WorkerSettings) -> dict[str, str]:
+    allowed = {
+        name: value for name, value in os.environ.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+    }
+    threads = str(settings.threads)
+    fixed = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products (torch.use_deterministic_algorithms)
+        "PYTHONUNBUFFERED": "1",
+    }
+    if settings.device == "cpu":
+        fixed["CUDA_VISIBLE_DEVICES"] = ""
+    return allowed | fixed
+
+
+def _die_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+class TrainerProcess:
+    """A running trainer. `kill` leaves nothing of it, in whatever session its parts are."""
+
+    def __init__(self, process: asyncio.subprocess.Process, run_dir: Path) -> None:
+        self._process = process
+        self._run_dir = run_dir
+
+    @classmethod
+    async def launch(cls, run: Run, run_dir: Path, settings: WorkerSettings) -> "TrainerProcess":
+        """Output goes to a file: a pipe held by a grandchild would keep us waiting."""
+        argv = command(run, run_dir, settings)
+        with (run_dir / LOG_FILE).open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=run_dir,
+                env=environment(settings),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        log.info("trainer_launched", pid=process.pid, command=argv[:5])
+        return cls(process, run_dir)
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL the whole tree and wait until it is gone."""
+        await asyncio.to_thread(kill_strays, self._run_dir)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        async with asyncio.timeout(KILL_DEADLINE_S):
+            await self._process.wait()
+
+    def log_tail(self) -> str:
+        """The end of what the trainer printed, for people."""
+        try:
+            content = (self._run_dir / LOG_FILE).read_bytes()
+        except FileNotFoundError:
+            return ""
+        return content[-TAIL_BYTES:].decode(errors="replace").strip()
+
+
+def kill_strays(folder: Path) -> None:
+    """SIGKILL every process whose command names `folder`, and their descendants; returns when they are gone.
+
+    Finds trainers whose launcher is already dead, also after a crash of an earlier daemon.
+    """
+    family: set[psutil.Process] = set()
+    marker = str(folder)
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or ()):
+            family.add(process)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family.update(process.children(recursive=True))
+    family.discard(psutil.Process())
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(list(family), timeout=KILL_DEADLINE_S)

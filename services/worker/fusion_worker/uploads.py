@@ -1,0 +1,118 @@
+"""Checkpoints and exports to S3: in the background, read back, and only then named by a row."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from fusion_core import failpoints, s3_keys
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, LeaseLostError, NewCheckpoint
+from fusion_core.db.pool import Pool
+from fusion_core.storage import ObjectCorruptError, Storage
+from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, Manifest
+
+from fusion_worker.retry import with_postgres
+from fusion_worker.settings import WorkerSettings
+
+log = structlog.get_logger()
+PARALLEL_FILES = 4
+TRIES = 3
+FIRST_PAUSE_S = 1.0
+
+
+async def upload_folder(storage: Storage, folder: Path, prefix: str, manifest: Manifest) -> None:
+    """Upload every file of a manifest, read each back, and write the manifest object last.
+
+    Raises ObjectCorruptError where what was read back differs, and whatever S3 raises.
+    """
+    slots = asyncio.Semaphore(PARALLEL_FILES)
+
+    async def upload(rel: str) -> None:
+        async with slots:
+            await storage.upload_file(folder / rel, f"{prefix}/{rel}")
+
+    async with asyncio.TaskGroup() as group:
+        for entry in manifest.files:
+            group.create_task(upload(entry.rel))
+    for entry in manifest.files:
+        if not await storage.matches(f"{prefix}/{entry.rel}", entry):
+            raise ObjectCorruptError(f"{prefix}/{entry.rel} reads back with another SHA-256")
+    await storage.put_bytes(f"{prefix}/{MANIFEST_FILE}", msgspec.json.encode(manifest))
+
+
+class CheckpointUploader:
+    """One upload in flight; of those that wait, turn ends and the newest survive."""
+
+    def __init__(self, pool: Pool, storage: Storage, settings: WorkerSettings, attempt: Attempt) -> None:
+        self._pool = pool
+        self._storage = storage
+        self._settings = settings
+        self._attempt = attempt
+        self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
+        self._waiting: list[CheckpointSaved] = []
+        self._changed = asyncio.Condition()
+        self._uploading = False
+
+    async def add(self, saved: CheckpointSaved) -> None:
+        async with self._changed:
+            for older in [other for other in self._waiting if not other.turn_end]:
+                self._waiting.remove(older)
+                shutil.rmtree(older.path, ignore_errors=True)
+            self._waiting.append(saved)
+            self._changed.notify_all()
+
+    async def drained(self) -> None:
+        """Return once everything added so far has been committed or given up."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._waiting and not self._uploading)
+
+    async def run(self) -> None:
+        """Upload until cancelled. Raises LeaseLostError."""
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: bool(self._waiting))
+                saved = self._waiting.pop(0)
+                self._uploading = True
+            try:
+                await self._try_upload(saved)
+            finally:
+                shutil.rmtree(saved.path, ignore_errors=True)
+                async with self._changed:
+                    self._uploading = False
+                    self._changed.notify_all()
+
+    async def _try_upload(self, saved: CheckpointSaved) -> None:
+        """A passing fault of S3 costs a checkpoint, never the run."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                await self._upload(saved)
+            except LeaseLostError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever S3 or its client raises
+                log.warning("checkpoint_upload_failed", step=saved.step, attempt=attempt, error=repr(error))
+                await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+            else:
+                return
+        log.error("checkpoint_given_up", step=saved.step)
+
+    async def _upload(self, saved: CheckpointSaved) -> None:
+        prefix = s3_keys.checkpoint(self._prefix, saved.step)
+        await upload_folder(self._storage, Path(saved.path), prefix, saved.manifest)
+        checkpoint = NewCheckpoint(
+            step=saved.step,
+            turn_end=saved.turn_end,
+            s3_prefix=prefix,
+            manifest=saved.manifest,
+            format_version=CHECKPOINT_FORMAT_VERSION,
+        )
+
+        async def commit(connection: Any) -> None:
+            await attempts.commit_checkpoint(connection, self._attempt, checkpoint)
+
+        failpoints.hit("checkpoint_row.before")
+        await with_postgres(self._pool, commit, for_s=self._settings.isolation_limit_s)
+        failpoints.hit("checkpoint_row.after")
+        log.info("checkpoint_committed", step=saved.step, bytes=saved.manifest.size)
