@@ -1,0 +1,143 @@
+"""Opening a base model: every file is there, every tensor is whole, the shape is the one the plan was made for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from fusion_core.growth_plan import GrowthPlan, UnsupportedArchitectureError, family_of, shape_of
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from fusion_engine.families import FAMILIES, Family
+from fusion_engine.outcomes import RejectedError
+from fusion_engine.safetensors_stream import TORCH_DTYPES, DamagedFileError, StoredTensor, read_header
+
+CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
+Fault = dict[str, object]
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """A verified base model: nothing of it is loaded but its config and the places of its tensors."""
+
+    path: Path
+    family: Family
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def open_base(path: Path, plan: GrowthPlan) -> BaseFolder:
+    """Verify the folder and read where its tensors lie.
+
+    Raises RejectedError: base_model_incomplete, base_model_corrupt or unsupported_architecture, naming every fault.
+    """
+    if not path.is_dir():
+        raise _rejected("base_model_incomplete", [{"file": str(path), "detail": "no such folder"}])
+    config = _read_json(path / CONFIG_FILE)
+    try:
+        family = FAMILIES[family_of(config)]
+        shape = shape_of(config)
+    except UnsupportedArchitectureError as error:
+        raise RejectedError("unsupported_architecture", str(error)) from error
+    except msgspec.ValidationError as error:
+        raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": str(error)}]) from error
+    tensors = _read_tensors(path)
+    _compare_with_architecture(path, tensors)
+    if (shape.layers, shape.params) != (plan.layers_before, plan.params_before):
+        detail = (
+            f"it has {shape.layers} blocks and {shape.params} parameters; the growth plan was made for"
+            f" {plan.layers_before} and {plan.params_before}"
+        )
+        raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": detail}])
+    return BaseFolder(path, family, config, tensors)
+
+
+def load_tokenizer(base: BaseFolder) -> Any:
+    """The base's own tokenizer. Raises RejectedError base_model_incomplete where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _rejected("base_model_incomplete", [{"file": "tokenizer.json", "detail": str(error)}]) from error
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """An AutoModelForCausalLM of a local folder, in `dtype` or its own, with an attention that is deterministic."""
+    transformers_logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", attn_implementation="sdpa", local_files_only=True
+    )
+
+
+def _rejected(code: str, faults: list[Fault]) -> RejectedError:
+    first = f"{faults[0].get('file', 'the base model')}: {faults[0]['detail']}"
+    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return RejectedError(code, f"{first}{more}. Import the whole, intact folder again.", tuple(faults))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise _rejected("base_model_incomplete", [{"file": path.name, "detail": "the file is missing"}]) from error
+    except ValueError as error:
+        raise _rejected("base_model_corrupt", [{"file": path.name, "detail": f"not JSON: {error}"}]) from error
+    if not isinstance(content, dict):
+        raise _rejected("base_model_corrupt", [{"file": path.name, "detail": "not a JSON object"}])
+    return content
+
+
+def _shard_names(path: Path) -> list[str]:
+    if not (path / INDEX_FILE).exists():
+        return [WEIGHTS_FILE]
+    weight_map = _read_json(path / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _rejected("base_model_corrupt", [{"file": INDEX_FILE, "detail": "weight_map is missing or empty"}])
+    names = sorted({str(name) for name in weight_map.values()})
+    foreign = [name for name in names if Path(name).name != name]
+    if foreign:
+        faults: list[Fault] = [{"file": INDEX_FILE, "detail": f"{name!r} is not a file name"} for name in foreign]
+        raise _rejected("base_model_corrupt", faults)
+    return names
+
+
+def _read_tensors(path: Path) -> dict[str, StoredTensor]:
+    names = _shard_names(path)
+    missing: list[Fault] = [
+        {"file": name, "detail": "the file is missing"} for name in names if not (path / name).is_file()
+    ]
+    if missing:
+        raise _rejected("base_model_incomplete", missing)
+    tensors: dict[str, StoredTensor] = {}
+    damaged: list[Fault] = []
+    for name in names:
+        try:
+            tensors.update(read_header(path / name))
+        except DamagedFileError as error:
+            damaged.append({"file": name, "detail": str(error)})
+    if damaged:
+        raise _rejected("base_model_corrupt", damaged)
+    return tensors
+
+
+def _compare_with_architecture(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    """Compare with the parameters that transformers itself would create; buffers and tied copies may come on top."""
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": str(error)}]) from error
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    missing: list[Fault] = [{"tensor": n, "detail": f"tensor {n} is missing"} for n in expected if n not in tensors]
+    if missing:
+        raise _rejected("base_model_incomplete", missing)
+    wrong: list[Fault] = [
+        {"tensor": name, "detail": f"tensor {name} is {found.dtype} {found.shape}, not a float tensor {shape}"}
+        for name, shape in expected.items()
+        if (found := tensors[name]).shape != shape or found.dtype not in TORCH_DTYPES
+    ]
+    if wrong:
+        raise _rejected("base_model_corrupt", wrong)

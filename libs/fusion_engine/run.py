@@ -1,0 +1,196 @@
+"""A training attempt from top to bottom: prepare, grow, train, export. Read this file first."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from fusion_core.trainer_protocol import ExportSaved, Finished, Grown, Outcome, Rejected, Stopped, TrainRun, read_run
+from numpy.typing import NDArray
+
+from fusion_engine.base_folder import BaseFolder, load_model, load_tokenizer, open_base
+from fusion_engine.checkpoint import CheckpointState, Parameters, read_state
+from fusion_engine.data_order import TrainingRows
+from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT
+from fusion_engine.export import export
+from fusion_engine.grow import grow, new_blocks
+from fusion_engine.guard import check_growth, guard_prompts
+from fusion_engine.outcomes import RejectedError, StoppedError
+from fusion_engine.packing import PackedRows, pack
+from fusion_engine.reporter import Reporter
+from fusion_engine.reproducibility import fingerprint, make_deterministic
+from fusion_engine.train import Progress, Trainer
+
+GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a job trains and is measured on."""
+
+    training: TrainingRows
+    heldout: list[NDArray[np.int32]]
+
+
+def execute(run_dir: Path) -> Outcome:
+    """Do the work that run.json asks for and report it; the outcome is the last event.
+
+    Raises what no outcome describes: the attempt has then crashed and may be tried again from its last checkpoint.
+    """
+    run = read_run(run_dir)
+    if not isinstance(run, TrainRun):
+        raise ValueError(f"{run_dir / 'run.json'} is not a train job; `python -m fusion_data` does ingests")
+    accelerator = start_accelerator(run)
+    reporter = Reporter(run_dir, accelerator)
+    try:
+        outcome = _outcome(run_dir, run, accelerator, reporter)
+        reporter.emit(outcome)
+    finally:
+        reporter.close()
+    return outcome
+
+
+def _outcome(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> Outcome:
+    try:
+        return Finished(result=_train_job(run_dir, run, accelerator, reporter))
+    except StoppedError as stop:
+        return Stopped(step=stop.step, reason=stop.reason)
+    except RejectedError as error:
+        return Rejected(code=error.code, message=error.message, errors=error.errors)
+
+
+def start_accelerator(run: TrainRun) -> Accelerator:
+    """bf16 autocast on CUDA, plain fp32 on CPU. Raises ValueError when the launch is not the one the job needs."""
+    make_deterministic(run.hyperparams.seed, run.threads)
+    on_cuda = PartialState().device.type == "cuda"
+    accelerator = Accelerator(mixed_precision="bf16" if on_cuda else "no")
+    if accelerator.num_processes != run.num_processes:  # `accelerate launch --cpu --num_processes 2` starts one
+        raise ValueError(f"launched with {accelerator.num_processes} processes, run.json asks for {run.num_processes}")
+    if run.hyperparams.batch_size % run.num_processes:
+        raise ValueError(f"batch_size {run.hyperparams.batch_size} cannot be shared by {run.num_processes} processes")
+    return accelerator
+
+
+def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> dict[str, object]:
+    reporter.phase("preparing")
+    base = open_base(Path(run.base_dir), run.growth_plan)
+    if not run.growth_plan.new_after:
+        raise RejectedError("validation_failed", "growth_factor 1.0 adds nothing to train; choose a larger one")
+    data = _prepare_data(run_dir, run, base, accelerator)
+    state = _read_checkpoint(run)
+    reporter.obey(state.step if state is not None else 0)
+
+    progress = _grow(run_dir, run, base, data, state, accelerator, reporter)
+    model, parameters = _load_grown(run_dir / GROWN_FOLDER, run, base, accelerator)
+    reporter.obey(progress.step)
+
+    reporter.phase("training")
+    trainer = Trainer(run_dir, run, accelerator, reporter, model, parameters, data.training, data.heldout, progress)
+    if run.checkpoint_dir is not None and state is not None:
+        trainer.resume(Path(run.checkpoint_dir), state)
+    trainer.train()
+
+    reporter.phase("exporting")
+    if accelerator.is_main_process:
+        folder = run_dir / EXPORT_FOLDER
+        manifest = export(base, run.growth_plan, parameters, folder)
+        reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))
+    accelerator.wait_for_everyone()
+    return _summary(run, progress, accelerator)
+
+
+def _prepare_data(run_dir: Path, run: TrainRun, base: BaseFolder, accelerator: Accelerator) -> Data:
+    """Tokenize and pack. Raises RejectedError dataset_too_short when there is less than one training row."""
+    hyperparams, folder = run.hyperparams, run_dir / TOKENS_FOLDER
+    parts = {"train": run.train_shards, "heldout": run.heldout_shards, "rehearsal": run.rehearsal_files}
+    tokenizer = load_tokenizer(base)
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
+        for name, shards in parts.items():
+            pack(shards, tokenizer, _eos_id(tokenizer, base), folder / f"{name}.i32")
+    accelerator.wait_for_everyone()
+    rows = {name: PackedRows(folder / f"{name}.i32", hyperparams.seq_len) for name in parts}
+    if len(rows["train"]) < 1 or rows["heldout"].tokens < 2:
+        raise RejectedError(
+            "dataset_too_short",
+            f"the dataset has {rows['train'].tokens} tokens to train on and {rows['heldout'].tokens} held out; one"
+            f" sequence takes {hyperparams.seq_len + 1} and the held-out part 2. Add text, or lower seq_len.",
+        )
+    training = TrainingRows(rows["train"], rows["rehearsal"], hyperparams.replay_fraction, hyperparams.seed)
+    return Data(training, rows["heldout"].spread(HELDOUT_TOKENS_LIMIT))
+
+
+def _eos_id(tokenizer: Any, base: BaseFolder) -> int:
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else base.config.get("eos_token_id")
+    if isinstance(eos, list) and eos:
+        eos = eos[0]
+    if not isinstance(eos, int):
+        raise RejectedError("base_model_incomplete", "neither the tokenizer nor config.json names an EOS token")
+    return eos
+
+
+def _read_checkpoint(run: TrainRun) -> CheckpointState | None:
+    if run.checkpoint_dir is None:
+        return None
+    return read_state(Path(run.checkpoint_dir), run.growth_plan.sha256(), run.hyperparams, run.num_processes)
+
+
+def _grow(
+    run_dir: Path,
+    run: TrainRun,
+    base: BaseFolder,
+    data: Data,
+    state: CheckpointState | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> Progress:
+    """Write the grown folder; the first attempt also proves that it computes what the base computes."""
+    plan, folder = run.growth_plan, run_dir / GROWN_FOLDER
+    if state is None:
+        reporter.phase("growing")
+    if accelerator.is_main_process:
+        grow(base, plan, folder)
+    accelerator.wait_for_everyone()
+    if state is not None:
+        return Progress.of(state)
+    prompts = guard_prompts(data.heldout, int(base.config["vocab_size"]))
+    difference = check_growth(base.path, folder, prompts, accelerator.device)
+    reporter.emit(
+        Grown(params_before=plan.params_before, params_after=plan.params_after, function_preservation=difference)
+    )
+    return Progress(function_preservation=difference)
+
+
+def _load_grown(folder: Path, run: TrainRun, base: BaseFolder, accelerator: Accelerator) -> tuple[Any, Parameters]:
+    """The grown model with the base frozen, and its new parameters by name, in fp32."""
+    model = load_model(folder, torch.float32 if accelerator.device.type == "cpu" else None)
+    model.requires_grad_(False)
+    new = set(new_blocks(run.growth_plan))
+    parameters: Parameters = {}
+    for name, parameter in model.named_parameters():
+        place = base.family.split(name)
+        if place is not None and place[0] in new:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+            parameters[name] = parameter
+    return model, parameters
+
+
+def _summary(run: TrainRun, progress: Progress, accelerator: Accelerator) -> dict[str, object]:
+    """The public result of the job."""
+    curve = {f"turn_{entry.turn}" if entry.turn else "base": entry.perplexity for entry in progress.evaluations}
+    plan = run.growth_plan
+    return {
+        "params_before": plan.params_before,
+        "params_after": plan.params_after,
+        "function_preservation": progress.function_preservation,
+        "perplexity_before": progress.evaluations[0].perplexity,
+        "perplexity_after": progress.evaluations[-1].perplexity,
+        "perplexity": curve,
+        "tokens": run.hyperparams.training_tokens,
+        "growth_plan": msgspec.to_builtins(plan),
+        "reproducibility": fingerprint(accelerator.device, run.hyperparams.seed, accelerator.num_processes),
+    }
