@@ -1,0 +1,97 @@
+"""One attempt of an ingest job, under the run directory's protocol: check everything, then write shards."""
+
+import time
+from pathlib import Path
+
+import msgspec
+from fusion_core.trainer_protocol import (
+    EventWriter,
+    Finished,
+    IngestRun,
+    PhaseChanged,
+    Rejected,
+    Stopped,
+    StopReason,
+    read_control,
+    read_run,
+)
+
+from fusion_data.lines import Fault
+from fusion_data.shards import ShardWriter
+from fusion_data.split import Split
+from fusion_data.survey import DatasetError, Survey, rows_of, survey_files
+
+_CONTROL_EVERY_S = 0.2
+
+
+class _StopSeenError(Exception):
+    """control.json asks for an end; not an error of the data."""
+
+    def __init__(self, reason: StopReason) -> None:
+        self.reason: StopReason = reason
+
+
+class _ControlWatch:
+    """Looks at control.json between rows, a few times a second and before the first row."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._next_look = 0.0
+
+    def __call__(self) -> None:
+        """Raises _StopSeenError."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _CONTROL_EVERY_S
+        reason = read_control(self._run_dir)
+        if reason is not None:
+            raise _StopSeenError(reason)
+
+
+def ingest(run_dir: Path) -> None:
+    """Run `run_dir/run.json` to an outcome event. Any exception that leaves here is a crash, to be retried."""
+    run = read_run(run_dir)
+    if not isinstance(run, IngestRun):
+        raise TypeError(f"fusion_data runs ingest jobs, not {type(run).__name__}")
+    events = EventWriter(run_dir)
+    watch = _ControlWatch(run_dir)
+    try:
+        watch()
+        events.emit(PhaseChanged(phase="preparing", message=f"checking {len(run.inputs)} files"))
+        survey = survey_files(run.inputs, watch)
+        events.emit(PhaseChanged(phase="exporting", message=f"writing {survey.rows} rows to shards"))
+        events.emit(Finished(result=_write_shards(run_dir, run, survey, events, watch)))
+    except DatasetError as error:
+        faults = tuple(msgspec.structs.asdict(fault) for fault in error.faults)
+        events.emit(Rejected(code=error.code, message=str(error), errors=faults))
+    except _StopSeenError as stop:
+        events.emit(Stopped(step=0, reason=stop.reason))
+    finally:
+        events.close()
+
+
+def _write_shards(
+    run_dir: Path, run: IngestRun, survey: Survey, events: EventWriter, watch: _ControlWatch
+) -> dict[str, object]:
+    """The second pass. Answers the counts of the dataset. Raises _StopSeenError or OSError."""
+    folder = run_dir / "shards"
+    folder.mkdir(exist_ok=True)
+    split = Split(run.heldout_percent, survey.smallest_hash, survey.largest_hash)
+    with (
+        ShardWriter(folder, "train", run.shard_bytes, events.emit) as train,
+        ShardWriter(folder, "heldout", run.shard_bytes, events.emit) as heldout,
+    ):
+        for file in run.inputs:
+            for row in rows_of(file):
+                if isinstance(row, Fault):
+                    raise RuntimeError(f"{file.filename} changed while it was read: line {row.line}: {row.detail}")
+                (heldout if split.holds_out(row.text.encode()) else train).write(row.text)
+                watch()
+    return {
+        "rows": train.rows + heldout.rows,
+        "heldout_rows": heldout.rows,
+        "bytes": survey.text_bytes,
+        "shards": train.shards + heldout.shards,
+        "files": len(run.inputs),
+    }
