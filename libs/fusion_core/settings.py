@@ -21,13 +21,19 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service needs. The field `database_url` is read from FUSION_DATABASE_URL, and so on."""
 
     database_url: str
+    """postgresql://user:password@host:port/database"""
     s3_endpoint: str
+    """Where the services reach S3, as a URL."""
     s3_access_key: str
+    """Access key id of a user that may read, write, list and delete in the bucket."""
     s3_secret_key: str
+    """Its secret; never logged."""
     s3_public_endpoint: str | None = None
     """Where customers reach the bucket; the internal endpoint if unset."""
     s3_bucket: str = "fusion"
+    """The one bucket that holds everything."""
     s3_region: str = "us-east-1"
+    """Part of every signature; any word where the store has no regions."""
     log_format: str = "auto"
     """json, pretty, or auto: pretty on a terminal."""
 
