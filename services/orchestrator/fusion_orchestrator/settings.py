@@ -9,6 +9,7 @@ class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
     redis_url: str
     """redis:// or rediss://, with the password in it if there is one."""
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = 8001
     """Where /health, /ready and /metrics answer."""
     lease_ttl_s: float = 20.0
@@ -22,6 +23,7 @@ class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
     ring_depth: int = 32
     """At most this many rings wait in a pool's queue."""
     prune_every_s: float = 3600.0
+    """How often storage is pruned."""
     prune_min_age_s: float = 86_400.0
     """Objects that no row names are kept this long."""
     shutdown_s: float = 10.0

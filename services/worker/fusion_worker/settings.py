@@ -14,12 +14,14 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     work_dir: str = "/var/lib/fusion"
     """Local disk for runs and cached inputs. One worker a folder."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """What trainers compute on."""
     num_processes: int = 1
     """Trainer processes, one a device."""
     threads: int = 1
     """CPU threads of each trainer process."""
     lease_ttl_s: float = 20.0
     heartbeat_s: float = 5.0
+    """How often the lease is renewed; a fraction of its time to live."""
     idle_poll_s: float = 5.0
     """An idle worker looks into Postgres itself after this long, and up to twice as long."""
     isolation_limit_s: float = 600.0
@@ -27,6 +29,7 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     drain_grace_s: float = 120.0
     """From SIGTERM until the job is released with its last committed checkpoint, come what may."""
     checkpoint_every_s: float = 120.0
+    """Checkpoints are due this long after the last, and at the end of each turn."""
     cache_bytes: int = 200 * 2**30
     """Cached inputs beyond this are evicted, least recently used first."""
     min_free_bytes: int = 2**30

@@ -35,28 +35,6 @@ update jobs set ring_count = ring_count + 1, rung_at = now()
 where id = :job_id and state = 'queued' and lease_epoch = :epoch and ring_count = :ring_count
 returning ring_count;
 
--- name: attempt_is_live(job_id, attempt_id)$
-select exists (select from jobs where id = :job_id and state = 'running' and attempt_id = :attempt_id);
-
--- name: named_prefixes(job_id)
--- Every prefix or key under a job's folder that some row names.
-select s3_prefix as name from checkpoints where job_id = :job_id and state = 'ok'
-union all select s3_prefix from models where job_id = :job_id and status = 'ready'
-union all select s.s3_key from shards s join jobs j on j.dataset_id = s.dataset_id
-where j.id = :job_id and j.type = 'ingest';
-
--- name: prunable_uploads(limit)
--- Uploads past their time that no dataset took, or whose dataset has been read.
-select u.id, u.s3_key from uploads u
-left join dataset_uploads d on d.upload_id = u.id left join datasets s on s.id = d.dataset_id
-where u.expires_at < now() and (d.upload_id is null or s.status <> 'validating')
-order by u.expires_at limit :limit;
-
--- name: delete_upload(upload_id)!
--- Looks again: an upload that a dataset took keeps its row, for lineage.
-delete from uploads u where u.id = :upload_id and u.expires_at < now()
-    and not exists (select from dataset_uploads d where d.upload_id = u.id);
-
 -- name: jobs_by_state()
 select pool, state, count(*) as jobs, min(created_at) as oldest from jobs
 where state in ('queued', 'running', 'stopped') group by pool, state;
