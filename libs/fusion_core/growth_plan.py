@@ -17,7 +17,7 @@ class UnsupportedArchitectureError(ValueError):
 
 
 class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A validated description of the added capacity. `new_after[j]` is the old block that new block j copies and follows."""
+    """A validated description of the added capacity: new block j copies and follows old block `new_after[j]`."""
 
     axis: str = "depth"
     layers_before: int

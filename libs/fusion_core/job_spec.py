@@ -10,7 +10,7 @@ from fusion_core.growth_plan import DEFAULT_GROWTH_FACTOR, GrowthPlan
 
 SPEC_VERSION = 1
 
-# The names, defaults and ranges are the product's contract (docs/api.md); `steps_per_cycle` and the like bound the bill.
+# Names, defaults and ranges are the product's contract.
 
 
 class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +55,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return (step - 1) // self.steps_per_turn + 1
 
     def cycle_of(self, step: int) -> int:
-        """The cycle (from 1, counted through all turns); cycle k of a turn ends at ceil(k * steps_per_turn / cycles)."""
+        """The cycle (from 1, through all turns); cycle k of a turn ends at ceil(k * steps_per_turn / cycles)."""
         turn, within = divmod(step - 1, self.steps_per_turn)
         return turn * self.cycles + within * self.cycles // self.steps_per_turn + 1
 

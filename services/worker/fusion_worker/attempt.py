@@ -179,7 +179,9 @@ class AttemptRunner:
             folder = Path(saved.path).parent
             await upload_folder(self._machine.storage, folder, prefix, Manifest((saved.file,)))
             key = f"{prefix}/{saved.file.rel}"
-            shards.append(NewShard(saved.split, ordinals[saved.split], key, saved.rows, saved.file))
+            shards.append(
+                NewShard(split=saved.split, ordinal=ordinals[saved.split], s3_key=key, rows=saved.rows, file=saved.file)
+            )
             ordinals[saved.split] += 1
         heldout = sum(saved.rows for saved in self._pump.shards if saved.split == "heldout")
         rows = sum(saved.rows for saved in self._pump.shards)

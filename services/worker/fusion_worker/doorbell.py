@@ -4,12 +4,13 @@ Redis is a hint. Whatever happens to it, the daemon goes on looking into Postgre
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 import structlog
 from arq.connections import RedisSettings
+from arq.typing import WorkerCoroutine
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
@@ -64,7 +65,15 @@ class Doorbell:
         settings.retry_on_timeout = True
         settings.retry_on_error = [RedisError]
         return Worker(
-            functions=[func(self._claim_job, name="claim_job", keep_result=0, timeout=JOB_TIMEOUT_S, max_tries=1)],
+            functions=[
+                func(
+                    cast(WorkerCoroutine, self._claim_job),
+                    name="claim_job",
+                    keep_result=0,
+                    timeout=JOB_TIMEOUT_S,
+                    max_tries=1,
+                )
+            ],
             queue_name=queue_name(self._pool),
             redis_settings=settings,
             max_jobs=1,
