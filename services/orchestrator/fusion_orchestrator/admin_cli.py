@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -15,7 +15,7 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from fusion_core import logs
 from fusion_core.db import migrate as migrations
-from fusion_core.db.pool import connect, connect_pool
+from fusion_core.db.pool import Pool, connect_pool
 from fusion_core.settings import CommonSettings, SettingsError, load
 from fusion_core.storage import Storage
 from rich.console import Console
@@ -175,23 +175,23 @@ async def _import(
     rehearsal: Path | None,
     progress: Progress,
 ) -> Imported:
-    connection = await connect(settings.database_url, application_name="fusion-admin")
-    try:
-        async with Storage(settings) as storage:
-            await storage.ensure_bucket()
-            return await import_base_model(
-                connection, storage, folder, name=name, version=version, rehearsal=rehearsal, progress=progress
-            )
-    finally:
-        await connection.close()
+    async with _stores(settings) as (pool, storage):
+        await storage.ensure_bucket()
+        return await import_base_model(
+            pool, storage, folder, name=name, version=version, rehearsal=rehearsal, progress=progress
+        )
 
 
 async def _prune(settings: CommonSettings, min_age: timedelta, dry_run: bool) -> PruneReport:
-    async with (
-        await connect_pool(settings.database_url, application_name="fusion-admin", max_size=4) as pool,
-        Storage(settings) as storage,
-    ):
+    async with _stores(settings) as (pool, storage):
         return await Pruner(pool, storage, min_age=min_age, dry_run=dry_run).run()
+
+
+@asynccontextmanager
+async def _stores(settings: CommonSettings) -> AsyncIterator[tuple[Pool, Storage]]:
+    pool = await connect_pool(settings.database_url, application_name="fusion-admin", max_size=2)
+    async with pool, Storage(settings) as storage:
+        yield pool, storage
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 from fusion_core import s3_keys
-from fusion_core.db.pool import Connection, queries
+from fusion_core.db.pool import Pool, queries
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
@@ -42,7 +42,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 async def import_base_model(
-    conn: Connection,
+    pool: Pool,
     storage: Storage,
     folder: ModelFolder,
     *,
@@ -53,6 +53,7 @@ async def import_base_model(
 ) -> Imported:
     """Bring a verified folder and its checked rehearsal set into the catalog. The folder is only read.
 
+    A pool and not a connection: one that was opened before hours of uploading may be gone when the row is due.
     Raises BaseModelRejectedError when a file changes under way; OSError, TimeoutError, botocore's or asyncpg's errors.
     """
     paths = {rel: folder.root / rel for rel in folder.files}
@@ -62,14 +63,14 @@ async def import_base_model(
     manifest = Manifest(tuple(s.entry for s in sources if s.entry.rel != REHEARSAL_FILE))
     replayed = Manifest(tuple(s.entry for s in sources if s.entry.rel == REHEARSAL_FILE)) if rehearsal else None
     content = hashlib.sha256(msgspec.json.encode((manifest, replayed))).hexdigest()
-    if (existing := await _existing(conn, content)) is not None:
+    if (existing := await _existing(pool, content)) is not None:
         return existing
     base_model_id = uuid7()
     prefix = s3_keys.base_model(base_model_id)
     await storage.put_bytes(f"{prefix}/{IMPORTING}", b"")
     await _upload(storage, prefix, sources, progress)
     row = await queries.insert_base_model(
-        conn,
+        pool,
         id=base_model_id,
         family=folder.family,
         name=name,
@@ -82,7 +83,7 @@ async def import_base_model(
         rehearsal=replayed,
         content_sha256=content,
     )
-    if row is None and (winner := await _existing(conn, content)) is not None:
+    if row is None and (winner := await _existing(pool, content)) is not None:
         await storage.delete([f"{prefix}/{source.entry.rel}" for source in sources])
         await storage.delete([f"{prefix}/{IMPORTING}"])
         return winner
@@ -90,8 +91,8 @@ async def import_base_model(
     return Imported(base_model_id, name, version, created=True)
 
 
-async def _existing(conn: Connection, content_sha256: str) -> Imported | None:
-    row = await queries.base_model_by_content(conn, content_sha256=content_sha256)
+async def _existing(pool: Pool, content_sha256: str) -> Imported | None:
+    row = await queries.base_model_by_content(pool, content_sha256=content_sha256)
     return None if row is None else Imported(row["id"], row["name"], row["version"], created=False)
 
 

@@ -108,7 +108,7 @@ def _read_json(path: Path, faults: list[Fault]) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except OSError as error:
         faults.append(Fault(INCOMPLETE, path.name, f"cannot be read: {error.strerror}"))
-    except ValueError as error:  # msgspec's errors and a bad encoding among them
+    except (ValueError, RecursionError) as error:  # msgspec's errors and a bad encoding are ValueErrors
         faults.append(Fault(CORRUPT, path.name, f"is not a JSON object: {error}"))
     return {}
 

@@ -44,6 +44,6 @@ def _fault(line: bytes) -> str | None:
         row = msgspec.json.decode(line, type=_Row)
     except UnicodeDecodeError as error:
         return f"is not UTF-8: {error.reason}"
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return str(error)
     return None if row.text.strip() else "has an empty text"

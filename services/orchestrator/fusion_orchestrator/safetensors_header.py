@@ -56,7 +56,7 @@ def _parse(raw: bytes) -> dict[str, TensorInfo]:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         return {name: msgspec.json.decode(entry, type=TensorInfo) for name, entry in entries.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HeaderError(f"has a header that is not valid: {error}") from error
 
 

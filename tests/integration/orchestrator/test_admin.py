@@ -85,6 +85,16 @@ async def test_a_model_is_imported_once_with_its_rehearsal_set(
     assert hashes(model_dir) == before
 
 
+async def test_two_imports_of_one_folder_at_once_make_one_base_model(
+    admin: Admin, model_dir: Path, world: Any, storage: Storage
+) -> None:
+    answers = await asyncio.gather(*(admin("base-models", "import", str(model_dir)) for _ in range(3)))
+    assert [code for code, _, _ in answers] == [0, 0, 0], answers
+    assert len({base_id for _, base_id, _ in answers}) == 1
+    assert await world.count("select count(*) from base_models") == 1
+    assert len([item async for item in storage.list_prefix("")]) == 3, "the losers took their objects back"
+
+
 async def test_a_broken_folder_leaves_nothing_behind(
     admin: Admin, model_dir: Path, tmp_path: Path, world: Any, storage: Storage
 ) -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fusion_local.stack import Stack, free_port
+from fusion_orchestrator.doorbell import Doorbell
+from fusion_orchestrator.service import running
+from fusion_orchestrator.settings import OrchestratorSettings
 
 QUICK = {"FUSION_SWEEP_S": "0.2", "FUSION_RING_AGAIN_S": "0.5", "FUSION_LEASE_TTL_S": "2", "FUSION_SWEEP_GAP_S": "5"}
 
@@ -147,6 +151,34 @@ async def test_it_starts_before_its_stores_and_stops_without_them(tmp_path: Path
     assert (await replica.get("/ready"))[0] == 503
     assert await replica.stop() == 0
     assert "very-secret" not in replica.log.read_text()
+
+
+async def test_a_loop_that_ends_makes_the_replica_unhealthy(
+    settings: OrchestratorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(_doorbell: Doorbell) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(Doorbell, "listen", breaks)
+    async with running(settings) as service:
+        await asyncio.sleep(0.05)
+        assert service.dead_loops() == ["listen"]
+
+
+async def test_a_loop_outlives_a_bug_in_a_pass(
+    settings: OrchestratorSettings, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    async def breaks(_doorbell: Doorbell) -> int:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(Doorbell, "ring_due", breaks)
+    async with running(msgspec.structs.replace(settings, sweep_s=0.05)) as service:
+
+        async def failed_twice() -> bool:
+            return b'fusion_loop_errors_total{loop="ring"} 2.0' in service.metrics.text()
+
+        await eventually(failed_twice)
+        assert service.dead_loops() == []
 
 
 async def test_bad_settings_are_all_named(tmp_path: Path) -> None:

@@ -122,6 +122,9 @@ CASES: dict[str, tuple[Callable[[Any], object], str, str, str]] = {
     "config not JSON": (
         lambda f: (f.path / "config.json").write_text("["), "config.json", "base_model_corrupt", "JSON",
     ),
+    "config nested without end": (
+        lambda f: (f.path / "config.json").write_text('{"a":' * 100_000), "config.json", "base_model_corrupt", "JSON",
+    ),
     "unknown architecture": (
         lambda f: f.change_config(architectures=["GPT2LMHeadModel"]), "config.json", "unsupported_architecture", "GPT2",
     ),
