@@ -43,6 +43,17 @@ def test_bare_file_names_exist_somewhere(document: str) -> None:
     assert sorted(named - known) == []
 
 
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    broken = [
+        f"{document.relative_to(ROOT)}: {link}"
+        for document in documents
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text())
+        if not (document.parent / link).exists()
+    ]
+    assert broken == []
+
+
 def test_every_line_of_the_readmes_tree_exists() -> None:
     """The tree is the fenced block with a line for libs/: two spaces or more, or a box's lines, end the names."""
     blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -1,5 +1,6 @@
 """Pruning over real rows and real objects: what no row names goes, everything else stays."""
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -9,7 +10,7 @@ from fusion_core import s3_keys
 from fusion_core.db import attempts
 from fusion_core.db.attempts import NewCheckpoint, NewShard
 from fusion_core.db.pool import queries
-from fusion_core.storage import Storage
+from fusion_core.storage import ListedObject, Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_orchestrator.base_model_import import IMPORTING
 from fusion_orchestrator.prune import Pruner, PruneReport
@@ -45,6 +46,27 @@ async def test_a_live_attempts_objects_stay_and_a_dead_ones_go_unless_a_row_name
     assert (await prune(world, storage)).attempt_objects == 0
     await world.lose(attempt)
     assert (await prune(world, storage)).attempt_objects == len(torn)
+    assert await keys(storage) == kept
+
+
+async def test_a_row_committed_after_the_listing_still_protects(world: Any, storage: Storage) -> None:
+    attempt = await world.claim(await world.queue_job())
+    prefix = s3_keys.checkpoint(s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id), 10)
+    kept = await put(storage, f"{prefix}/manifest.json")
+    list_now = storage.list_prefix
+
+    async def list_then_commit(listed: str) -> AsyncIterator[ListedObject]:
+        async for item in list_now(listed):
+            yield item
+        if listed == "jobs/":
+            new = NewCheckpoint(step=10, turn_end=False, s3_prefix=prefix, manifest=Manifest(()), format_version=1)
+            async with world.pool.acquire() as conn:
+                await attempts.commit_checkpoint(conn, attempt, new)
+            await world.lose(attempt)
+
+    storage.list_prefix = list_then_commit  # type: ignore[method-assign]
+    assert (await prune(world, storage)).attempt_objects == 0
+    storage.list_prefix = list_now  # type: ignore[method-assign]
     assert await keys(storage) == kept
 
 
