@@ -56,16 +56,24 @@ def open_base(path: Path, plan: GrowthPlan) -> BaseFolder:
 
 
 def load_tokenizer(base: BaseFolder) -> Any:
-    """The base's own tokenizer. Raises RejectedError base_model_incomplete where there is none."""
+    """The base's own tokenizer.
+
+    Raises RejectedError: base_model_incomplete where there is none, base_model_corrupt where its ids do not fit.
+    """
     try:
-        return AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise _rejected("base_model_incomplete", [{"file": "tokenizer.json", "detail": str(error)}]) from error
+    vocabulary = int(base.config["vocab_size"])
+    if tokenizer.vocab_size > vocabulary:
+        detail = f"it has {tokenizer.vocab_size} entries, the model's embeddings {vocabulary}"
+        raise _rejected("base_model_corrupt", [{"file": "tokenizer.json", "detail": detail}])
+    return tokenizer
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """An AutoModelForCausalLM of a local folder, in `dtype` or its own, with an attention that is deterministic."""
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype or "auto", attn_implementation="sdpa", local_files_only=True
     )

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from fusion_core.trainer_protocol import ExportSaved, Finished, Grown, Outcome, Rejected, Stopped, TrainRun, read_run
 from numpy.typing import NDArray
 
@@ -65,8 +66,8 @@ def _outcome(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: R
 def start_accelerator(run: TrainRun) -> Accelerator:
     """bf16 autocast on CUDA, plain fp32 on CPU. Raises ValueError when the launch is not the one the job needs."""
     make_deterministic(run.hyperparams.seed, run.threads)
-    on_cuda = PartialState().device.type == "cuda"
-    accelerator = Accelerator(mixed_precision="bf16" if on_cuda else "no")
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     if accelerator.num_processes != run.num_processes:  # `accelerate launch --cpu --num_processes 2` starts one
         raise ValueError(f"launched with {accelerator.num_processes} processes, run.json asks for {run.num_processes}")
     if run.hyperparams.batch_size % run.num_processes:
@@ -77,8 +78,7 @@ def start_accelerator(run: TrainRun) -> Accelerator:
 def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> dict[str, object]:
     reporter.phase("preparing")
     base = open_base(Path(run.base_dir), run.growth_plan)
-    if not run.growth_plan.new_after:
-        raise RejectedError("validation_failed", "growth_factor 1.0 adds nothing to train; choose a larger one")
+    _check_request(run, base)
     data = _prepare_data(run_dir, run, base, accelerator)
     state = _read_checkpoint(run)
     reporter.obey(state.step if state is not None else 0)
@@ -100,6 +100,17 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))
     accelerator.wait_for_everyone()
     return _summary(run, progress, accelerator)
+
+
+def _check_request(run: TrainRun, base: BaseFolder) -> None:
+    """Raises RejectedError validation_failed for what no worker can train."""
+    if not run.growth_plan.new_after:
+        raise RejectedError("validation_failed", "growth_factor 1.0 adds nothing to train; choose a larger one")
+    longest = base.config.get("max_position_embeddings")
+    if isinstance(longest, int) and run.hyperparams.seq_len > longest:
+        raise RejectedError(
+            "validation_failed", f"seq_len {run.hyperparams.seq_len} is above this base model's limit; use {longest}"
+        )
 
 
 def _prepare_data(run_dir: Path, run: TrainRun, base: BaseFolder, accelerator: Accelerator) -> Data:

@@ -106,7 +106,7 @@ class Trainer:
                 self._evaluate(hyperparams.turn_of(progress.step))
             due = time.monotonic() - self._saved_at >= self._run.checkpoint_every_s
             due, reason = self._reporter.agree((due, self._reporter.requested_stop()))
-            if turn_end or due or reason is not None:
+            if turn_end or due or reason in ("drain", "stop"):  # nobody resumes a cancelled job
                 self._save(turn_end)
             if reason is not None:
                 raise StoppedError(progress.step, reason)
