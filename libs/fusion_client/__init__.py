@@ -1,0 +1,88 @@
+"""Typed Python client of Fusion's public API, and the `fusion` command.
+
+with Fusion.from_environment() as client:
+    upload_id = client.upload(Path("train.jsonl"))
+    dataset = client.wait_dataset(client.create_dataset([upload_id]).id)
+    job = client.create_job(base_model_id=..., dataset_id=dataset.id, hyperparams={"turns": 2})
+    for event in client.events(job.id):
+        print(event.type, event.data)
+    client.download_model(client.get_job(job.id).output_model_id, Path("my-model"))
+"""
+
+from fusion_client.client import Fusion
+from fusion_client.errors import (
+    ApiError,
+    AuthenticationError,
+    ChecksumError,
+    ConfigurationError,
+    ConflictError,
+    ConnectionFailedError,
+    DatasetFailedError,
+    DeadlineError,
+    FusionError,
+    InvalidIdError,
+    InvalidRequestError,
+    NotFoundError,
+    RateLimitedError,
+    ServerError,
+    TransferError,
+    UnexpectedAnswerError,
+    UnsafePathError,
+)
+from fusion_client.models import (
+    BaseModel,
+    Dataset,
+    DownloadManifest,
+    Estimate,
+    Event,
+    Failure,
+    Job,
+    JobResult,
+    Key,
+    LineItem,
+    ManifestFile,
+    Metrics,
+    MetricsPoint,
+    Model,
+    NewKey,
+    PresignedUpload,
+)
+from fusion_client.transport import Retries
+
+__all__ = [
+    "ApiError",
+    "AuthenticationError",
+    "BaseModel",
+    "ChecksumError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectionFailedError",
+    "Dataset",
+    "DatasetFailedError",
+    "DeadlineError",
+    "DownloadManifest",
+    "Estimate",
+    "Event",
+    "Failure",
+    "Fusion",
+    "FusionError",
+    "InvalidIdError",
+    "InvalidRequestError",
+    "Job",
+    "JobResult",
+    "Key",
+    "LineItem",
+    "ManifestFile",
+    "Metrics",
+    "MetricsPoint",
+    "Model",
+    "NewKey",
+    "NotFoundError",
+    "PresignedUpload",
+    "RateLimitedError",
+    "Retries",
+    "ServerError",
+    "TransferError",
+    "UnexpectedAnswerError",
+    "UnsafePathError",
+]

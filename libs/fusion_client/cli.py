@@ -1,0 +1,231 @@
+"""The `fusion` command: datasets, jobs and models from a terminal. Reads FUSION_API_URL and FUSION_API_KEY."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from fusion_client.client import Fusion
+from fusion_client.errors import ApiError, DatasetFailedError, FusionError
+from fusion_client.models import Dataset, Job
+from fusion_client.progress import watch
+
+_SHOWN_ERRORS = 20
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Grow and train language models. Set FUSION_API_URL and FUSION_API_KEY first "
+    "(a local stack writes both to .fusion/env).",
+)
+_out = Console()
+_notes = Console(stderr=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Turns = Annotated[int, typer.Option(help="Complete training passes: 1 fast, 2 recommended, 3 best.")]
+Cycles = Annotated[int, typer.Option(help="Cycles in a turn.")]
+StepsPerCycle = Annotated[int, typer.Option(help="Steps in a cycle.")]
+SeqLen = Annotated[int, typer.Option(help="Tokens in a sequence.")]
+
+
+@contextmanager
+def _session() -> Iterator[Fusion]:
+    """A client whose errors end the command with a message and status 1."""
+    try:
+        with Fusion.from_environment() as client:
+            yield client
+    except (FusionError, OSError) as error:
+        _notes.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        for line in _error_lines(error):
+            _notes.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _error_lines(error: Exception) -> list[str]:
+    if isinstance(error, ApiError):
+        lines = [f"{entry.get('pointer', '')}: {entry.get('detail', '')}" for entry in error.errors]
+        return lines + ([f"request id {error.request_id}"] if error.request_id else [])
+    if isinstance(error, DatasetFailedError):
+        shown = [f"{e.get('file', '')}:{e.get('line', '')}: {e.get('detail', '')}" for e in error.errors]
+        rest = len(shown) - _SHOWN_ERRORS
+        return shown[:_SHOWN_ERRORS] + ([f"and {rest} more"] if rest > 0 else [])
+    return []
+
+
+@contextmanager
+def _transfer_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=_notes, disable=not _notes.is_terminal) as bar:
+        row = bar.add_task(label, total=None)
+        yield lambda done, size: bar.update(row, completed=done, total=size)
+
+
+def _table(*names: str, rows: list[list[str]]) -> None:
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _out.print(table, soft_wrap=True)
+
+
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+@app.command()
+def upload(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="The dataset's name; the first file's name without it.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until every row has been checked.")] = True,
+) -> None:
+    """Upload files (.jsonl with a string "text" a line, or .txt) as one dataset and print its id."""
+    with _session() as client:
+        upload_ids = []
+        for file in files:
+            with _transfer_bar(file.name) as on_progress:
+                upload_ids.append(client.upload(file, on_progress))
+        dataset = client.create_dataset(upload_ids, name)
+        if wait:
+            with _notes.status("checking every row"):
+                dataset = client.wait_dataset(dataset.id)
+        _notes.print(_describe(dataset), markup=False, highlight=False)
+        _out.print(dataset.id, highlight=False)
+
+
+def _describe(dataset: Dataset) -> str:
+    counts = f", {dataset.rows:,} rows in {dataset.shard_count} shards" if dataset.status == "ready" else ""
+    return f"dataset {dataset.name} {dataset.version}: {dataset.status}{counts}"
+
+
+@app.command()
+def datasets() -> None:
+    """List your datasets, newest first."""
+    with _session() as client:
+        rows = [[d.id, d.name, d.version, d.status, f"{d.rows:,}", _time(d.created_at)] for d in client.list_datasets()]
+        _table("id", "name", "version", "status", "rows", "created", rows=rows)
+
+
+@app.command("base-models")
+def base_models() -> None:
+    """List the models that can be grown."""
+    with _session() as client:
+        models = client.list_base_models()
+        rows = [[m.id, m.family, m.name, m.version, f"{m.params:,}", m.precision] for m in models]
+        _table("id", "family", "name", "version", "parameters", "precision", rows=rows)
+
+
+@app.command()
+def models() -> None:
+    """List your trained models, newest first."""
+    with _session() as client:
+        rows = [[m.id, m.name, m.version, f"{m.params:,}", m.status, _time(m.created_at)] for m in client.list_models()]
+        _table("id", "name", "version", "parameters", "status", "created", rows=rows)
+
+
+@app.command()
+def estimate(
+    params_before: Annotated[int, typer.Option(help="Parameters of the base model.")],
+    params_after: Annotated[int, typer.Option(help="Parameters of the grown model.")],
+    turns: Turns = 1,
+    cycles: Cycles = 6,
+    steps_per_cycle: StepsPerCycle = 1000,
+    seq_len: SeqLen = 256,
+) -> None:
+    """Say exactly what a training job costs. Nothing is created or billed."""
+    request = {
+        "type": "train",
+        "params_before": params_before,
+        "params_after": params_after,
+        "turns": turns,
+        "cycles": cycles,
+        "steps_per_cycle": steps_per_cycle,
+        "seq_len": seq_len,
+    }
+    with _session() as client:
+        answer = client.estimate(request)
+        rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
+        _table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
+
+
+@app.command()
+def train(
+    base_model: Annotated[str, typer.Option(help="The id of a base model, or of a model of yours.")],
+    dataset: Annotated[str, typer.Option(help="The id of a dataset that is ready.")],
+    turns: Turns = 1,
+    cycles: Cycles = 6,
+    steps_per_cycle: StepsPerCycle = 1000,
+    seq_len: SeqLen = 256,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    output_name: Annotated[str | None, typer.Option(help="The new model's name.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submitting a key again finds its job.")] = None,
+    follow: Annotated[bool, typer.Option("--watch/--no-watch", help="Show progress until the job ends.")] = True,
+) -> None:
+    """Grow a base model, train the new capacity on a dataset and print the job's id."""
+    hyperparams: dict[str, Any] = {
+        "turns": turns,
+        "cycles": cycles,
+        "steps_per_cycle": steps_per_cycle,
+        "seq_len": seq_len,
+        "lr": lr,
+    } | ({"output_name": output_name} if output_name else {})
+    with _session() as client:
+        job = client.create_job(
+            base_model_id=base_model, dataset_id=dataset, hyperparams=hyperparams, idempotency_key=idempotency_key
+        )
+        _out.print(job.id, highlight=False)
+        if follow:
+            _finish(watch(client, job.id, _notes, total_steps=turns * cycles * steps_per_cycle))
+
+
+@app.command()
+def jobs() -> None:
+    """List your jobs, newest first."""
+    with _session() as client:
+        rows = [
+            [j.id, j.type, j.status, str(j.last_checkpoint_step), str(j.retries), _time(j.created_at)]
+            for j in client.list_jobs()
+        ]
+        _table("id", "type", "status", "checkpoint step", "retries", "created", rows=rows)
+
+
+@app.command("watch")
+def watch_job(job_id: JobId) -> None:
+    """Show a job's progress until it ends. Ctrl-C leaves the job running."""
+    with _session() as client:
+        _finish(watch(client, job_id, _notes))
+
+
+def _finish(job: Job) -> None:
+    """Say what came of a job; a job that did not complete ends the command with status 1."""
+    if job.status != "completed":
+        raise typer.Exit(1)
+    _notes.print(f"fetch it with: fusion download {job.output_model_id} DIR", markup=False, highlight=False)
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Cancel a job; one that has ended stays as it is."""
+    with _session() as client:
+        job = client.cancel_job(job_id)
+        said = job.status if job.is_over else f"{job.status}; its worker stops at the next step"
+        _notes.print(said, markup=False, highlight=False)
+
+
+@app.command()
+def download(
+    model_id: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where its files go.", file_okay=False)],
+    parallel: Annotated[int, typer.Option(min=1, max=32, help="Files at a time.")] = 4,
+) -> None:
+    """Download a model's files, each checked against its SHA-256. Run it again to go on after an interruption."""
+    with _session() as client:
+        with _transfer_bar("downloading") as on_progress:
+            manifest = client.download_model(model_id, directory, parallel, on_progress)
+        _notes.print(f"{len(manifest.files)} files, {manifest.size:,} bytes, all verified", highlight=False)
+        _out.print(str(directory), highlight=False, markup=False)

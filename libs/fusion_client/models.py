@@ -1,0 +1,195 @@
+"""What the API answers, as typed values. Fields that a newer server adds are ignored."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+TERMINAL_STATUSES = frozenset({"completed", "failed", "cancelled"})
+
+
+class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the shared catalog: a model that can be grown."""
+
+    id: str
+    family: str
+    name: str
+    version: str
+    params: int
+    precision: str
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A trained model of the account. `lineage` names the job that made it."""
+
+    id: str
+    name: str
+    version: str
+    params: int
+    base_model_id: str | None
+    lineage: dict[str, Any]
+    status: str
+    created_at: datetime
+
+
+class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a model: relative path, size in bytes, SHA-256 in hex, short-lived URL."""
+
+    rel: str
+    size: int
+    sha256: str
+    url: str
+
+
+class DownloadManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of a model."""
+
+    model_id: str
+    name: str
+    version: str
+    files: tuple[ManifestFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job or a dataset failed."""
+
+    code: str
+    message: str = ""
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable, versioned set of rows. `status` is pending, ready or failed."""
+
+    id: str
+    name: str
+    version: str
+    shard_count: int
+    bytes: int
+    rows: int = 0
+    status: str
+    created_at: datetime
+    error: Failure | None = None
+
+
+class PresignedUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to send one file, for a short while."""
+
+    upload_id: str
+    key: str
+    url: str
+    method: str = "PUT"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job. `retries` counts interruptions, which cost nothing; `last_checkpoint_step` is the resume point."""
+
+    id: str
+    type: str
+    status: str
+    retries: int
+    last_checkpoint_step: int
+    output_model_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Failure | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in TERMINAL_STATUSES
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a job's log. `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str
+    data: dict[str, Any]
+
+
+class MetricsPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One point of the training curve; `throughput` is steps per second."""
+
+    ts: datetime
+    step: int
+    cycle: int
+    phase: str
+    loss: float
+    lr: float
+    throughput: float
+    vram_gb: float
+    grad_norm: float
+    tokens_per_s: float | None = None
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The training curve after `since_step`."""
+
+    job_id: str
+    count: int
+    latest_step: int
+    points: tuple[MetricsPoint, ...]
+
+
+class JobResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The summary of a completed job. `perplexity` has held-out values by `base`, `turn_1` and so on."""
+
+    cost_usd: float
+    params_before: int
+    params_after: int
+    function_preservation: float
+    perplexity_before: float
+    perplexity_after: float
+    perplexity: dict[str, float] = {}
+    tokens: int | None = None
+    gpu_minutes: float | None = None
+    growth_plan: dict[str, Any] = {}
+    reproducibility: dict[str, Any] = {}
+
+
+class LineItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an estimate, in dollars."""
+
+    label: str
+    qty: float
+    unit: str
+    rate: float
+    amount: float
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job will cost, exactly, in dollars."""
+
+    total_usd: float
+    unit: str
+    qty: float
+    line_items: tuple[LineItem, ...]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    last_used_at: datetime | None
+    revoked: bool
+    created_at: datetime
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key just created; the secret is shown this once."""
+
+    id: str
+    prefix: str
+    scopes: tuple[str, ...]
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"NewKey(id={self.id!r}, prefix={self.prefix!r}, scopes={self.scopes!r})"

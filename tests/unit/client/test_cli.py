@@ -1,0 +1,157 @@
+"""The `fusion` command and its live view of a job."""
+
+import io
+import json
+
+import pytest
+from fusion_client import Event
+from fusion_client.cli import app
+from fusion_client.job_view import JobView
+from fusion_client.progress import duration, watch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from .conftest import Answer, as_json, dataset, job, problem, sse
+
+_POINT = {"cycle": 1, "loss": 2.5, "lr": 1e-4, "throughput": 2.0, "tokens_per_s": 512.0, "grad_norm": 1.0}
+_INTERRUPTED_JOB = [
+    sse(1, "queued"),
+    sse(2, "claimed", attempt=1, resume_step=0),
+    sse(3, "phase", phase="growing", message=""),
+    sse(4, "grown", params_before=3_000_000, params_after=4_500_000, function_preservation=0.0),
+    sse(5, "evaluation", step=0, turn=0, perplexity=50.0, tokens=9),
+    sse(6, "metrics", step=10, **_POINT),
+    sse(7, "checkpoint", step=8, turn_end=False, bytes=5),
+    sse(8, "metrics", step=12, **_POINT),
+    sse(9, "interrupted", reason="lost", resume_step=8, retries=1),
+    sse(10, "claimed", attempt=2, resume_step=8),
+    sse(11, "metrics", step=9, **_POINT),
+    sse(12, "evaluation", step=20, turn=1, perplexity=40.0, tokens=9),
+    sse(13, "completed", output_model_id="m-1"),
+]
+
+
+@pytest.fixture
+def finished_job(server):
+    stream = Answer(200, b"".join(_INTERRUPTED_JOB), {"Content-Type": "text/event-stream"})
+    server.routes["GET /api/jobs/job-1/events"] = [stream]
+    server.routes["GET /api/jobs/job-1"] = [as_json(job("completed", retries=1, output_model_id="m-1"))]
+
+
+@pytest.fixture
+def fusion(server, monkeypatch):
+    monkeypatch.setenv("FUSION_API_URL", server.url)
+    monkeypatch.setenv("FUSION_API_KEY", "fusion_live_test")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watching_tells_the_story_and_answers_the_job(client, finished_job, terminal):
+    output, events = io.StringIO(), []
+    console = Console(file=output, force_terminal=terminal, width=160, color_system=None)
+    ended = watch(client, "job-1", console, events.append, total_steps=20)
+    assert (ended.status, ended.output_model_id) == ("completed", "m-1")
+    assert [event.seq for event in events] == list(range(1, 14))
+    told = output.getvalue()
+    assert "grown from 3,000,000 to 4,500,000 parameters" in told
+    assert "interrupted: its worker was lost; it goes on from step 8 (retries: 1)" in told
+    assert "held-out perplexity after turn 1: 40.000" in told
+    assert ("step 20/20" in told) is terminal
+
+
+def test_the_view_goes_back_with_an_interruption_and_on_from_there():
+    view, steps = JobView(total_steps=20), []
+    for raw in _INTERRUPTED_JOB[:11]:
+        seq, kind, data = (line.partition(b": ")[2].decode() for line in raw.strip().splitlines())
+        view.apply(Event(seq=int(seq), type=kind, data=json.loads(data)))
+        steps.append((view.status, view.step))
+    assert steps[7:] == [("training", 12), ("preempted", 8), ("preparing", 8), ("training", 9)]
+    assert view.retries == 1
+    assert view.seconds_left == (20 - 9) / 2.0
+
+
+def test_an_event_type_of_a_newer_server_is_passed_over():
+    assert JobView().apply(Event(seq=1, type="teleported", data={})) is None
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65.4, "1:05"), (3723, "1:02:03")])
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_train_submits_and_watches(server, fusion, finished_job):
+    server.routes["POST /api/jobs"] = [as_json(job(), 201)]
+    done = fusion("train", "--base-model", "b", "--dataset", "d", "--turns", 2, "--output-name", "x")
+    assert (done.exit_code, done.stdout) == (0, "job-1\n")
+    sent = server.asked[0].json
+    assert sent["hyperparams"] == {
+        "turns": 2,
+        "cycles": 6,
+        "steps_per_cycle": 1000,
+        "seq_len": 256,
+        "lr": 1e-4,
+        "output_name": "x",
+    }
+    assert "fusion download m-1 DIR" in done.stderr
+
+
+def test_watching_a_job_that_fails_is_a_failure(server, fusion):
+    stream = Answer(200, sse(1, "failed", code="nonfinite_loss", message="boom"), {"Content-Type": "text/event-stream"})
+    server.routes["GET /api/jobs/job-1/events"] = [stream]
+    server.routes["GET /api/jobs/job-1"] = [as_json(job("failed"))]
+    done = fusion("watch", "job-1")
+    assert done.exit_code == 1
+    assert "failed: boom (nonfinite_loss)" in done.stderr
+
+
+def test_upload_waits_and_names_every_wrong_line(server, fusion, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b"oops\n")
+    presigned = {"upload_id": "u-1", "key": "k", "url": f"{server.url}/bucket/x", "method": "PUT"}
+    server.routes["POST /api/uploads/presign"] = [as_json(presigned)]
+    server.routes["PUT /bucket/x"] = [Answer(200)]
+    server.routes["POST /api/datasets"] = [as_json(dataset("pending"), 201)]
+    errors = [{"file": "train.jsonl", "line": n, "detail": "not JSON"} for n in range(1, 31)]
+    failure = {"code": "invalid_row", "message": "30 lines are wrong", "errors": errors}
+    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("failed", error=failure))]
+    done = fusion("upload", path)
+    assert done.exit_code == 1
+    assert "error: 30 lines are wrong (invalid_row)" in done.stderr
+    assert "train.jsonl:20: not JSON" in done.stderr
+    assert "and 10 more" in done.stderr
+    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("ready", rows=7, shard_count=2))]
+    done = fusion("upload", path, "--name", "mine")
+    assert (done.exit_code, done.stdout) == (0, "d-1\n")
+    assert [a.json for a in server.asked if a.path == "/api/datasets"][-1] == {"upload_ids": ["u-1"], "name": "mine"}
+
+
+def test_refusals_show_every_field_and_the_request_id(server, fusion):
+    errors = [{"pointer": "/hyperparams/turns", "detail": "at most 10"}]
+    server.routes["POST /api/jobs"] = [problem(422, "validation_failed", "1 field", errors, **{"x-request-id": "r-9"})]
+    done = fusion("train", "--base-model", "b", "--dataset", "d", "--turns", 99)
+    assert done.exit_code == 1
+    assert "error: 1 field (422 validation_failed)" in done.stderr
+    assert "/hyperparams/turns: at most 10" in done.stderr
+    assert "request id r-9" in done.stderr
+
+
+def test_lists_estimate_and_cancel(server, fusion):
+    model = {"id": "b-1", "family": "falcon", "name": "f", "version": "bf16", "params": 1550000000, "precision": "bf16"}
+    server.routes["GET /api/base-models"] = [as_json([model])]
+    assert "1,550,000,000" in fusion("base-models").stdout
+    server.routes["GET /api/jobs"] = [as_json([job("running", retries=3)])]
+    assert "running" in fusion("jobs").stdout
+    line = {"label": "training", "qty": 1280000, "unit": "1M-tokens", "rate": 45.0, "amount": 57.6}
+    answer = {"total_usd": 57.6, "unit": "1M-tokens", "qty": 1.28, "line_items": [line]}
+    server.routes["POST /api/pricing/estimate"] = [as_json(answer)]
+    assert "$57.600000" in fusion("estimate", "--params-before", 1, "--params-after", 2).stdout
+    server.routes["POST /api/jobs/job-1/cancel"] = [as_json(job("running"))]
+    assert "stops at the next step" in fusion("cancel", "job-1").stderr
+
+
+def test_without_an_address_it_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("FUSION_API_URL", raising=False)
+    monkeypatch.delenv("FUSION_API_KEY", raising=False)
+    done = CliRunner().invoke(app, ["jobs"])
+    assert done.exit_code == 1
+    assert "set FUSION_API_URL and FUSION_API_KEY" in done.stderr
