@@ -49,6 +49,7 @@ def execute(run_dir: Path) -> Outcome:
     try:
         outcome = _outcome(run_dir, run, accelerator, reporter)
         reporter.emit(outcome)
+        accelerator.end_training()
     finally:
         reporter.close()
     return outcome

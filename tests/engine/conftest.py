@@ -49,7 +49,8 @@ def make_base(folder: Path, **overrides: Any) -> Path:
         "eos_token_id": 1,
         "bos_token_id": None,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(settings | overrides)))
+    config = LlamaConfig(**(settings | overrides))
+    model = LlamaForCausalLM(config).to(config.dtype or torch.float32)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -1,6 +1,7 @@
 """Growth changes no logit, the plan's arithmetic counts every parameter, and the guard notices what it must."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,18 @@ def test_a_new_block_is_a_copy_but_for_its_residual_writers(tiny_base: Path, tmp
             assert copied == b"".join(base.tensors[f"model.layers.{source}.{inner}"].chunks())
         for inner in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
             assert any(b"".join(grown[f"model.layers.{number}.{inner}"].chunks())) == (not new)
+
+
+def test_a_sharded_base_grows_into_the_same_model(tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "sharded")
+    (tmp_path / "sharded" / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, local_files_only=True)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    for name, folder in (("one", tiny_base), ("many", tmp_path / "sharded")):
+        base, plan = opened(folder)
+        grow(base, plan, tmp_path / name)
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "many/model.safetensors").read_bytes()
 
 
 def test_lists_of_one_entry_a_block_grow_with_the_blocks(tiny_base: Path) -> None:

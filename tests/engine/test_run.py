@@ -111,6 +111,20 @@ def test_the_new_blocks_learn_and_the_base_in_the_export_is_the_base_byte_for_by
         assert any(written), "a zeroed projection that trained is no longer zero"
 
 
+def test_a_bf16_base_gives_a_bf16_export_and_resumes_exactly(
+    make_run: MakeRun, base_maker: Callable[..., Path]
+) -> None:
+    base = base_maker(dtype="bfloat16")
+    whole = make_run("whole", base=base)
+    execute(whole)
+    assert {tensor.dtype for tensor in read_header(whole / "export" / "model.safetensors").values()} == {"BF16"}
+    checkpoints = of_type(whole, "CheckpointSaved")
+    assert {tensor.dtype for tensor in load_file(Path(checkpoints[4].path) / TRAINED_FILE).values()} == {torch.float32}
+    resumed = make_run("from step 5", base=base, checkpoint_dir=checkpoints[4].path)
+    execute(resumed)
+    assert exported(resumed) == exported(whole)
+
+
 def test_the_base_is_untouched_and_the_export_knows_no_job(make_run: MakeRun, tiny_base: Path) -> None:
     before = build_manifest(tiny_base)
     first, second = make_run("first"), make_run("second", job_id="another job", lease_epoch=7)
@@ -220,9 +234,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make_run: MakeRun, undisturbe
     other = Hyperparams(turns=1, steps_per_cycle=2, seq_len=16, growth_factor=1.9)
     with pytest.raises(CheckpointError, match="another job"):
         execute(make_run("other", hyperparams=other, checkpoint_dir=str(path)))
-    trained = {
-        name: tensor.clone() for name, tensor in load_file(path / TRAINED_FILE).items()
-    }  # not a view of the file
+    views = load_file(path / TRAINED_FILE)  # of the file that is about to be replaced
+    trained = {name: tensor.clone() for name, tensor in views.items()}
     lost = trained.popitem()[0]
     write_file(path / TRAINED_FILE, {name: MemoryTensor.of(tensor) for name, tensor in trained.items()})
     with pytest.raises(CheckpointError, match=lost):
@@ -246,7 +259,7 @@ def test_under_accelerate_with_a_full_disk_then_again(make_run: MakeRun, undistu
     assert exported(again) == exported(undisturbed)
 
 
-def test_two_processes_share_the_rows_and_stop_together(make_run: MakeRun) -> None:
+def test_two_processes_train_one_model(make_run: MakeRun) -> None:
     """torch.distributed.run on two CPU processes; a launch with the wrong number of processes is refused."""
     run_dir = make_run("two", num_processes=2)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
