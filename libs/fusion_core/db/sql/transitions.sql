@@ -23,7 +23,7 @@ where id = (
     select c.id from claimable c
     where c.id = :job_id and c.lease_epoch = :epoch
         and c.pool = :pool and c.spec_version <= :spec_version and c.requirements <@ :capabilities
-    for update of c skip locked
+    for update of c
 )
 returning *;
 
@@ -77,7 +77,7 @@ returning *;
 -- running -> queued. Counts a retry; the wait before the next claim grows with interruptions without progress.
 update jobs set
     state = 'queued', lease_owner = null, lease_expires_at = null, phase = null,
-    last_interruption = :interruption, retries = retries + 1,
+    last_interruption = :interruption, retries = retries + 1, rung_at = null,
     crashes = crashes + (:interruption = 'crash')::int, losses = losses + (:interruption = 'lost')::int,
     not_before = now() + make_interval(secs => least(300, 5 * (power(2, least(crashes + losses, 10)) - 1))),
     quarantined_at = case when :interruption = 'lost' and losses + 1 >= :loss_limit then now() end
@@ -89,7 +89,7 @@ returning *;
 -- running -> queued. A drain: claimable at once, no retry counted.
 update jobs set
     state = 'queued', lease_owner = null, lease_expires_at = null, phase = null,
-    last_interruption = 'drain', not_before = now()
+    last_interruption = 'drain', not_before = now(), rung_at = null
 where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
     and cancel_requested_at is null and stop_requested_at is null
 returning *;
@@ -112,6 +112,6 @@ returning *;
 -- stopped -> queued. Clears the pending stop.
 update jobs set
     state = 'queued', stop_requested_at = null, stopped_at = null, last_interruption = null, not_before = now(),
-    crashes = 0, losses = 0, quarantined_at = null
+    crashes = 0, losses = 0, quarantined_at = null, rung_at = null
 where id = :job_id and state = 'stopped'
 returning *;

@@ -1,0 +1,81 @@
+"""The application: its operations, its errors, its document."""
+
+from importlib.metadata import version
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.config.app import AppConfig
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from fusion_api import base_models, datasets, health, job_events, jobs, keys, models, pricing, uploads
+from fusion_api.auth import provide_caller
+from fusion_api.problem_details import (
+    ProblemError,
+    keep_body,
+    on_http_error,
+    on_problem,
+    on_unexpected,
+    on_validation_error,
+)
+from fusion_api.services import open_services, provide_services
+from fusion_api.settings import ApiSettings
+
+OPERATIONS: list[Any] = [
+    jobs.create_job,
+    jobs.list_jobs,
+    jobs.get_job,
+    jobs.cancel_job,
+    jobs.get_metrics,
+    jobs.get_result,
+    job_events.get_events,
+    base_models.list_base_models,
+    models.list_models,
+    models.download_model,
+    datasets.list_datasets,
+    datasets.get_dataset,
+    datasets.create_dataset,
+    uploads.presign_upload,
+    pricing.estimate_price,
+    keys.list_keys,
+    keys.create_key,
+    keys.revoke_key,
+]
+
+
+def create_app(settings: ApiSettings) -> Litestar:
+    """The API under /api, liveness and readiness beside it."""
+    handlers: Any = {
+        ProblemError: on_problem,
+        ValidationException: on_validation_error,
+        HTTPException: on_http_error,
+        Exception: on_unexpected,
+    }
+
+    def set_state(config: AppConfig) -> AppConfig:
+        config.state.settings = settings
+        return config
+
+    return Litestar(
+        route_handlers=[Router("/api", route_handlers=OPERATIONS), health.health, health.ready],
+        dependencies={
+            "services": Provide(provide_services),
+            "caller": Provide(provide_caller),
+        },
+        before_request=keep_body,
+        exception_handlers=handlers,
+        lifespan=[open_services],
+        on_app_init=[set_state],
+        request_max_body_size=settings.max_body_bytes,
+        openapi_config=OpenAPIConfig(
+            title="Fusion",
+            version=version("fusion"),
+            path="/api/docs",
+            render_plugins=[ScalarRenderPlugin(path="/")],
+            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+            security=[{"key": []}],
+        ),
+    )

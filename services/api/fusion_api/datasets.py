@@ -1,0 +1,134 @@
+"""Datasets: made from uploads, read by an internal job, then immutable. A new upload is a new version."""
+
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from fusion_core.db.jobs import NewJob, submit_job
+from fusion_core.db.pool import queries
+from fusion_core.job_spec import IngestSpec
+from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from fusion_api.auth import Caller, needs
+from fusion_api.paging import After, Limit, page
+from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.services import Services
+from fusion_api.times import shown
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class CreateDataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    upload_ids: Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=100)]
+    name: Name | None = None
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    id: UUID
+    name: str
+    version: str
+    shard_count: int
+    bytes: int
+    rows: int
+    status: str
+    created_at: datetime
+    error: dict[str, Any] | None
+
+
+def _dataset(row: Any) -> Dataset:
+    return Dataset(
+        id=row["id"],
+        name=row["name"],
+        version=f"v{row['version']}",
+        shard_count=row["shard_count"],
+        bytes=row["bytes"],
+        rows=row["rows"],
+        status=row["status"],
+        created_at=shown(row["created_at"]),
+        error=row["error"],
+    )
+
+
+@get("/datasets", guards=[needs("read", "datasets")], summary="List your datasets")
+async def list_datasets(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    limit: Limit = 50,
+    after: After = None,
+) -> Response[list[Dataset]]:
+    rows = queries.list_datasets(services.pool, account_id=caller.account_id, limit=limit, after=after)
+    return page(request, [_dataset(row) async for row in rows], limit)
+
+
+@get("/datasets/{dataset_id:uuid}", guards=[needs("read", "datasets")], summary="Get a dataset")
+async def get_dataset(
+    dataset_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> Dataset:
+    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
+    if row is None:
+        raise not_found("dataset")
+    return _dataset(row)
+
+
+@post("/datasets", guards=[needs("datasets")], status_code=201, summary="Make a dataset from uploads")
+async def create_dataset(
+    data: JSONBody[CreateDataset], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> Dataset:
+    """The uploads are pinned as they are now; reading them is an internal job, and GET shows its end."""
+    uploads = await _uploads(services, caller, data.upload_ids)
+    heads = [await _pin(services, upload, number) for number, upload in enumerate(uploads)]
+    name = data.name or PurePosixPath(uploads[0]["filename"]).stem or "dataset"
+    async with services.pool.acquire() as connection, connection.transaction():
+        await queries.lock_dataset_name(connection, account_id=caller.account_id, name=name)
+        row = await queries.insert_dataset(connection, account_id=caller.account_id, name=name)
+        for ordinal, (upload, head) in enumerate(zip(uploads, heads, strict=True)):
+            taken = await queries.insert_dataset_upload(
+                connection,
+                upload_id=upload["id"],
+                dataset_id=row["id"],
+                ordinal=ordinal,
+                size=head.size,
+                etag=head.etag,
+            )
+            if taken is None:
+                raise _consumed(ordinal)
+        spec = IngestSpec(uploads=tuple((upload["s3_key"], upload["filename"]) for upload in uploads))
+        pool = services.settings.ingest_pool
+        new = NewJob(account_id=caller.account_id, type="ingest", spec=spec, pool=pool, dataset_id=row["id"])
+        await submit_job(connection, new)
+    return _dataset(row)
+
+
+async def _uploads(services: Services, caller: Caller, upload_ids: list[UUID]) -> list[Any]:
+    rows = queries.get_uploads(services.pool, account_id=caller.account_id, upload_ids=upload_ids)
+    found = {row["id"]: row async for row in rows}
+    missing = [number for number, upload_id in enumerate(upload_ids) if upload_id not in found]
+    if missing:
+        errors = [FieldError(f"/upload_ids/{number}", "no such upload") for number in missing]
+        raise ProblemError("not_found", "some uploads do not exist", errors)
+    if len(found) != len(upload_ids):
+        errors = [FieldError("/upload_ids", "the same upload is named twice")]
+        raise ProblemError("validation_failed", "an upload is named twice", errors)
+    uploads = [found[upload_id] for upload_id in upload_ids]
+    for number, upload in enumerate(uploads):
+        if upload["dataset_id"] is not None:
+            raise _consumed(number)
+    return uploads
+
+
+def _consumed(number: int) -> ProblemError:
+    pointer = f"/upload_ids/{number}"
+    return ProblemError("upload_consumed", "an upload makes one dataset", [FieldError(pointer, "already used")])
+
+
+async def _pin(services: Services, upload: Any, number: int) -> Any:
+    head = await services.storage.head(upload["s3_key"])
+    if head is None:
+        errors = [FieldError(f"/upload_ids/{number}", "nothing was PUT to its URL")]
+        raise ProblemError("upload_missing", f"the upload {upload['filename']} never came", errors)
+    return head

@@ -1,0 +1,122 @@
+"""Jobs: create, list, look, cancel, and what training reports."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fusion_core.db import jobs
+from fusion_core.db.jobs import IdempotencyConflictError
+from fusion_core.db.pool import queries
+from fusion_core.db.rows import JobRow
+from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+
+from fusion_api.auth import Caller, needs
+from fusion_api.job_creation import CreateJob, canonical_sha256, resolve
+from fusion_api.job_views import Job, JobDetail, MetricsPage, show_detail, show_job
+from fusion_api.paging import After, Limit, page
+from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.services import Services
+
+METRICS_PER_PAGE = 10_000
+
+
+@post("/jobs", guards=[needs("train")], status_code=201, summary="Create a job")
+async def create_job(
+    request: Request[Any, Any, Any],
+    data: JSONBody[CreateJob],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    header_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key")] = None,
+) -> Response[Job]:
+    """Submitting an idempotency key again answers the same job; with another body it is a conflict."""
+    if header_key is not None and header_key != data.idempotency_key:
+        raise _conflict("the header Idempotency-Key differs from idempotency_key")
+    body = await request.body()
+    try:
+        async with services.pool.acquire() as connection:
+            job = await jobs.find_by_key(connection, caller.account_id, data.idempotency_key, canonical_sha256(body))
+        created = False
+        if job is None:
+            new = await resolve(services, caller, data, body)
+            async with services.pool.acquire() as connection:
+                job, created = await jobs.submit_job(connection, new)
+    except IdempotencyConflictError as error:
+        raise _conflict("this idempotency_key was used with another body") from error
+    if created:
+        return Response(show_job(job), status_code=201)
+    return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
+
+
+def _conflict(detail: str) -> ProblemError:
+    return ProblemError("idempotency_conflict", detail, [FieldError("/idempotency_key", detail)])
+
+
+@get("/jobs", guards=[needs("read", "train")], summary="List your jobs")
+async def list_jobs(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    limit: Limit = 50,
+    after: After = None,
+) -> Response[list[Job]]:
+    async with services.pool.acquire() as connection:
+        found = await jobs.list_jobs(connection, caller.account_id, limit=limit, after=after)
+    return page(request, [show_job(job) for job in found], limit)
+
+
+async def own_job(services: Services, caller: Caller, job_id: UUID) -> JobRow:
+    """Raises ProblemError not_found: absent and another account's look the same."""
+    async with services.pool.acquire() as connection:
+        job = await jobs.get_job(connection, caller.account_id, job_id)
+    if job is None:
+        raise not_found("job")
+    return job
+
+
+async def _detail(services: Services, job: JobRow) -> JobDetail:
+    row = await queries.latest_metric(services.pool, job_id=job.id)
+    return show_detail(job, row["point"] if row is not None else None)
+
+
+@get("/jobs/{job_id:uuid}", guards=[needs("read", "train")], summary="Get a job")
+async def get_job(
+    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> JobDetail:
+    return await _detail(services, await own_job(services, caller, job_id))
+
+
+@post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")
+async def cancel_job(
+    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> JobDetail:
+    """Legal in every state: a job that has ended is answered as it is."""
+    async with services.pool.acquire() as connection:
+        job = await jobs.cancel_job(connection, caller.account_id, job_id)
+    if job is None:
+        raise not_found("job")
+    return await _detail(services, job)
+
+
+@get("/jobs/{job_id:uuid}/metrics", guards=[needs("read", "train")], summary="Metrics of a job")
+async def get_metrics(
+    job_id: FromPath[UUID],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    since_step: Annotated[int, QueryParameter(ge=0, description="only later steps")] = 0,
+) -> MetricsPage:
+    await own_job(services, caller, job_id)
+    async with services.pool.acquire() as connection:
+        points = await jobs.list_metrics(connection, job_id, since_step=since_step, limit=METRICS_PER_PAGE)
+    latest = await queries.latest_metric_step(services.pool, job_id=job_id)
+    return MetricsPage(job_id, len(points), latest, points)
+
+
+@get("/jobs/{job_id:uuid}/result", guards=[needs("read", "train")], summary="Result of a completed job")
+async def get_result(
+    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> dict[str, Any]:
+    job = await own_job(services, caller, job_id)
+    if job.result is None:
+        raise ProblemError("result_not_ready", f"the job is {job.status}")
+    return job.result

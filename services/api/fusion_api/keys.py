@@ -1,0 +1,95 @@
+"""API keys: the secret is shown once and kept only as a hash; revoking is effective at once."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from fusion_core.api_keys import new_secret, secret_sha256, visible_prefix
+from fusion_core.db.pool import queries
+from litestar import Request, Response, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from fusion_api.auth import Caller, needs
+from fusion_api.paging import After, Limit, page
+from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.services import Services
+from fusion_api.times import shown, shown_or_none
+
+Scope = Literal["train", "read", "datasets", "models", "billing"]
+
+
+class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=5)]
+
+
+class CreatedKey(msgspec.Struct, frozen=True):
+    id: UUID
+    prefix: str
+    scopes: list[str]
+    secret: str
+
+
+class Key(msgspec.Struct, frozen=True):
+    id: UUID
+    name: str
+    prefix: str
+    scopes: list[str]
+    last_used_at: datetime | None
+    revoked: bool
+    created_at: datetime
+
+
+def _key(row: Any) -> Key:
+    return Key(
+        id=row["id"],
+        name=row["name"],
+        prefix=row["prefix"],
+        scopes=row["scopes"],
+        last_used_at=shown_or_none(row["last_used_at"]),
+        revoked=row["revoked_at"] is not None,
+        created_at=shown(row["created_at"]),
+    )
+
+
+@get("/keys", guards=[needs("read")], summary="List API keys")
+async def list_keys(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    limit: Limit = 50,
+    after: After = None,
+) -> Response[list[Key]]:
+    rows = queries.list_api_keys(services.pool, account_id=caller.account_id, limit=limit, after=after)
+    return page(request, [_key(row) async for row in rows], limit)
+
+
+@post("/keys", guards=[needs("train")], status_code=201, summary="Create an API key")
+async def create_key(
+    data: JSONBody[CreateKey], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> CreatedKey:
+    """A key can hand on only scopes it has itself."""
+    excess = sorted(set(data.scopes) - caller.scopes)
+    if excess:
+        errors = [FieldError("/scopes", f"this key has not itself: {', '.join(excess)}")]
+        raise ProblemError("forbidden_scope", "a key cannot create a stronger one", errors)
+    secret = new_secret()
+    row = await queries.insert_api_key(
+        services.pool,
+        account_id=caller.account_id,
+        name=data.name,
+        prefix=visible_prefix(secret),
+        secret_sha256=secret_sha256(secret),
+        scopes=sorted(set(data.scopes)),
+    )
+    return CreatedKey(row["id"], row["prefix"], row["scopes"], secret)
+
+
+@delete("/keys/{key_id:uuid}", guards=[needs("train")], status_code=204, summary="Revoke an API key")
+async def revoke_key(
+    key_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> None:
+    if await queries.revoke_api_key(services.pool, account_id=caller.account_id, key_id=key_id) is None:
+        raise not_found("API key")

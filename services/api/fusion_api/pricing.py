@@ -1,0 +1,99 @@
+"""POST /pricing/estimate: free, exact, creates nothing."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fusion_core.db.pool import queries
+from fusion_core.money import (
+    MAX_PARAMS,
+    MICRO,
+    Estimate,
+    LineItem,
+    PriceTable,
+    estimate_contract,
+    estimate_train,
+)
+from litestar import post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from fusion_api.auth import needs
+from fusion_api.problem_details import FieldError, ProblemError
+from fusion_api.services import Services
+
+Params = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]
+
+
+class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`tokens` counts for itself; else `train_steps` or cycles x steps_per_cycle, times turns and seq_len."""
+
+    type: Literal["train", "contract", "finetune"] = "train"
+    params_before: Params
+    params_after: Params | None = None
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=10**15)] | None = None
+    train_steps: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    turns: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
+    cycles: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
+    steps_per_cycle: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
+    seq_len: Annotated[int, msgspec.Meta(ge=8, le=131_072)] = 256
+
+    @property
+    def training_tokens(self) -> int:
+        if self.tokens is not None:
+            return self.tokens
+        steps = self.train_steps if self.train_steps is not None else self.cycles * self.steps_per_cycle
+        return self.turns * steps * self.seq_len
+
+
+class ShownLine(msgspec.Struct, frozen=True):
+    label: str
+    qty: int
+    unit: str
+    rate: float
+    amount: float
+
+
+class ShownEstimate(msgspec.Struct, frozen=True):
+    total_usd: float
+    unit: str
+    qty: float
+    line_items: list[ShownLine]
+
+
+def dollars(microusd: int) -> float:
+    return microusd / MICRO
+
+
+def show_line(line: LineItem) -> ShownLine:
+    return ShownLine(line.label, line.qty, line.unit, dollars(line.rate_microusd), dollars(line.amount_microusd))
+
+
+def show_estimate(estimate: Estimate) -> ShownEstimate:
+    lines = [show_line(line) for line in estimate.line_items]
+    return ShownEstimate(dollars(estimate.total_microusd), estimate.unit, estimate.qty, lines)
+
+
+async def current_prices(connection: Any) -> PriceTable:
+    row = await queries.current_prices(connection)
+    return msgspec.convert(row["price_table"], PriceTable)
+
+
+@post(
+    "/pricing/estimate",
+    guards=[needs("read", "train", "billing")],
+    status_code=200,
+    summary="Estimate what a job costs",
+)
+async def estimate_price(data: JSONBody[EstimateRequest], services: NamedDependency[Services]) -> ShownEstimate:
+    prices = await current_prices(services.pool)
+    if data.type == "contract":
+        return show_estimate(estimate_contract(prices, data.params_before))
+    after = data.params_before if data.type == "finetune" else data.params_after
+    if after is None:
+        raise ProblemError(
+            "validation_failed", "1 fields are wrong", [FieldError("/params_after", "is required for type train")]
+        )
+    if after < data.params_before:
+        errors = [FieldError("/params_after", f"is less than params_before, {data.params_before}")]
+        raise ProblemError("validation_failed", "1 fields are wrong", errors)
+    return show_estimate(estimate_train(prices, data.params_before, after, data.training_tokens))

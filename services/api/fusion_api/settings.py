@@ -1,0 +1,20 @@
+"""The API's settings, each read from FUSION_<NAME>."""
+
+from fusion_core.settings import CommonSettings
+
+
+class ApiSettings(CommonSettings, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    training_pool: str = "h100x1"
+    """The pool that new training jobs wait for."""
+    ingest_pool: str = "cpu"
+    """The pool that reads datasets."""
+    max_body_bytes: int = 2**20
+    """Larger request bodies are refused; data goes to presigned URLs."""
+    upload_expires_s: int = 3600
+    """How long a presigned PUT is good for."""
+    download_expires_s: int = 900
+    """How long a presigned GET is good for."""
+    max_connections: int = 20
+    """Connections to Postgres that one process holds at most."""

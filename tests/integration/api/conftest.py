@@ -1,0 +1,122 @@
+"""The real application over real stores, called through HTTP."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+import pytest
+from fusion_api.app import create_app
+from fusion_api.request_context import RequestContext
+from fusion_api.services import open_services
+from fusion_api.settings import ApiSettings
+from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
+from fusion_core.db.pool import Pool, connect_pool, queries
+from fusion_core.settings import CommonSettings
+from fusion_core.storage import Storage
+from fusion_core.trainer_protocol import FileEntry, Manifest
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+}
+
+
+class Customer:
+    """An account, and requests with one of its keys."""
+
+    def __init__(self, http: httpx.AsyncClient, pool: Pool, account_id: UUID) -> None:
+        self.http = http
+        self.pool = pool
+        self.account_id = account_id
+        self.secret = ""
+
+    async def use_key(self, *scopes: str) -> None:
+        self.secret = new_secret()
+        await queries.insert_api_key(
+            self.pool,
+            account_id=self.account_id,
+            name="test",
+            prefix=visible_prefix(self.secret),
+            secret_sha256=secret_sha256(self.secret),
+            scopes=list(scopes),
+        )
+
+    async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.secret}"} | options.pop("headers", {})
+        return await self.http.request(method, path, headers=headers, **options)
+
+    async def dataset(self, *, ready: bool = True) -> str:
+        row = await queries.insert_dataset(self.pool, account_id=self.account_id, name="data")
+        if ready:
+            await queries.dataset_ready(
+                self.pool, dataset_id=row["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1
+            )
+        return str(row["id"])
+
+    async def job_body(self, base: str, **changes: Any) -> dict[str, Any]:
+        body = {
+            "type": "train",
+            "idempotency_key": uuid4().hex,
+            "base_model_id": base,
+            "dataset_id": await self.dataset(),
+            "hyperparams": {"turns": 2, "output_name": "my-grown-model"},
+        }
+        return body | changes
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    pool = await connect_pool(database_url, application_name="test")
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def http(common_settings: CommonSettings, storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings)))
+    transport = httpx.ASGITransport(RequestContext(app), raise_app_exceptions=False)  # type: ignore[arg-type]
+    async with open_services(app), httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def new_customer(http: httpx.AsyncClient, pool: Pool) -> Callable[..., Awaitable[Customer]]:
+    async def make(*scopes: str) -> Customer:
+        account = await queries.insert_account(pool, name="account")
+        customer = Customer(http, pool, account["id"])
+        await customer.use_key(*(scopes or SCOPES))
+        return customer
+
+    return make
+
+
+@pytest.fixture
+async def customer(new_customer: Callable[..., Awaitable[Customer]]) -> Customer:
+    return await new_customer()
+
+
+@pytest.fixture
+async def base_model_id(pool: Pool) -> str:
+    base_model_id = uuid4()
+    await queries.insert_base_model(
+        pool,
+        id=base_model_id,
+        family="llama",
+        name="tiny",
+        version="fp32",
+        params=1,
+        precision="fp32",
+        config=CONFIG,
+        s3_prefix=f"base-models/{base_model_id}",
+        manifest=Manifest((FileEntry("config.json", 1, "0" * 64),)),
+        rehearsal=None,
+        content_sha256=base_model_id.hex * 2,
+    )
+    return str(base_model_id)
