@@ -180,7 +180,7 @@ def train(
         )
         _out.print(job.id, highlight=False)
         if follow:
-            _finish(watch(client, job.id, _notes, total_steps=turns * cycles * steps_per_cycle))
+            _finish(watch(client, job.id, _notes))
 
 
 @app.command()
@@ -213,7 +213,11 @@ def cancel(job_id: JobId) -> None:
     """Cancel a job; one that has ended stays as it is."""
     with _session() as client:
         job = client.cancel_job(job_id)
-        said = job.status if job.is_over else f"{job.status}; its worker stops at the next step"
+        said = (
+            f"{job.status}; its worker stops at the next step"
+            if job.cancel_requested and not job.is_over
+            else job.status
+        )
         _notes.print(said, markup=False, highlight=False)
 
 

@@ -18,6 +18,7 @@ from fusion_client.models import (
     Event,
     Failure,
     Job,
+    JobDetail,
     JobResult,
     Key,
     Metrics,
@@ -144,17 +145,17 @@ class Fusion:
         }
         return self._transport.post("/api/jobs", Job, body, key)
 
-    def get_job(self, job_id: str) -> Job:
+    def get_job(self, job_id: str) -> JobDetail:
         """GET /api/jobs/{id}."""
-        return self._transport.get(f"/api/jobs/{_segment(job_id)}", Job)
+        return self._transport.get(f"/api/jobs/{_segment(job_id)}", JobDetail)
 
     def list_jobs(self, limit: int = 100) -> list[Job]:
         """GET /api/jobs, newest first."""
         return self._transport.get_pages("/api/jobs", Job, limit)
 
-    def cancel_job(self, job_id: str) -> Job:
+    def cancel_job(self, job_id: str) -> JobDetail:
         """POST /api/jobs/{id}/cancel: legal in every state; a job that has ended is answered as it is."""
-        return self._transport.post(f"/api/jobs/{_segment(job_id)}/cancel", Job, None, _new_key())
+        return self._transport.post(f"/api/jobs/{_segment(job_id)}/cancel", JobDetail, None, _new_key())
 
     def events(self, job_id: str, after: int = 0, timeout_s: float = DAY_S) -> Iterator[Event]:
         """The job's events with seq > `after`, live, until one ends the job; reconnects by itself.
@@ -164,7 +165,7 @@ class Fusion:
         return follow(self._transport, f"/api/jobs/{_segment(job_id)}/events", after, timeout_s)
 
     def metrics(self, job_id: str, since_step: int = 0) -> Metrics:
-        """GET /api/jobs/{id}/metrics: the training curve after a step."""
+        """GET /api/jobs/{id}/metrics: the training curve after a step, at most 10,000 points at a time."""
         return self._transport.get(f"/api/jobs/{_segment(job_id)}/metrics", Metrics, {"since_step": since_step})
 
     def result(self, job_id: str) -> JobResult:

@@ -17,7 +17,7 @@ _REASONS = {
 class JobView:
     """The present of a job. `step` goes back when an interruption loses steps since the last checkpoint."""
 
-    total_steps: int | None = None
+    total_steps: int
     status: str = "queued"
     step: int = 0
     checkpoint_step: int = 0
@@ -28,8 +28,8 @@ class JobView:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the present speed; None while nothing is trained, or where the number of steps is not known."""
-        if self.total_steps is None or not self.steps_per_s or self.status != "training":
+        """By the present speed; None while nothing is trained."""
+        if not self.steps_per_s or self.status != "training":
             return None
         return max(0, self.total_steps - self.step) / self.steps_per_s
 
@@ -42,8 +42,7 @@ class JobView:
         handler = _HANDLERS.get(event.type)
         return handler(self, event.data) if handler is not None else None
 
-    def _queued(self, data: dict[str, Any]) -> str:
-        self.total_steps = self.total_steps or data.get("total_steps")
+    def _queued(self, _: dict[str, Any]) -> str:
         return "queued"
 
     def _claimed(self, data: dict[str, Any]) -> str:
@@ -99,7 +98,7 @@ class JobView:
 
     def _completed(self, _: dict[str, Any]) -> str:
         self.status = "completed"
-        self.step = self.total_steps or self.step
+        self.step = self.total_steps
         return "completed"
 
     def _failed(self, data: dict[str, Any]) -> str:

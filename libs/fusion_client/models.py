@@ -85,6 +85,25 @@ class PresignedUpload(msgspec.Struct, frozen=True, kw_only=True):
     method: str = "PUT"
 
 
+class LineItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an estimate, in dollars."""
+
+    label: str
+    qty: float
+    unit: str
+    rate: float
+    amount: float
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job will cost, exactly, in dollars."""
+
+    total_usd: float
+    unit: str
+    qty: float
+    line_items: tuple[LineItem, ...]
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `retries` counts interruptions, which cost nothing; `last_checkpoint_step` is the resume point."""
 
@@ -97,11 +116,35 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    error: Failure | None = None
 
     @property
     def is_over(self) -> bool:
         return self.status in TERMINAL_STATUSES
+
+
+class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a job is; `seconds_left` is None while nothing is trained."""
+
+    step: int
+    total_steps: int
+    percent: float
+    tokens: int
+    seconds_left: float | None
+
+
+class JobDetail(Job, frozen=True, kw_only=True):
+    """A job looked at on its own. `phase` says what its worker is doing; `estimate` is its frozen price."""
+
+    phase: str | None
+    progress: JobProgress
+    base_model_id: str
+    dataset_id: str
+    hyperparams: dict[str, Any]
+    params_before: int
+    params_after: int
+    estimate: Estimate
+    cancel_requested: bool
+    error: Failure | None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,25 +193,6 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     gpu_minutes: float | None = None
     growth_plan: dict[str, Any] = {}
     reproducibility: dict[str, Any] = {}
-
-
-class LineItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an estimate, in dollars."""
-
-    label: str
-    qty: float
-    unit: str
-    rate: float
-    amount: float
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job will cost, exactly, in dollars."""
-
-    total_usd: float
-    unit: str
-    qty: float
-    line_items: tuple[LineItem, ...]
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from fusion_client.client import DAY_S, Fusion
 from fusion_client.job_view import JobView
-from fusion_client.models import Event, Job
+from fusion_client.models import Event, JobDetail
 
 
 def watch(
@@ -16,18 +16,17 @@ def watch(
     console: Console,
     on_event: Callable[[Event], None] | None = None,
     *,
-    total_steps: int | None = None,
     timeout_s: float = DAY_S,
-) -> Job:
+) -> JobDetail:
     """Follow a job until it is completed, failed or cancelled, and answer it as it then is.
 
     Shows phase, step, loss, tokens a second, time left and retries; an interruption is a line above the bar, and the
-    bar goes back to the step it resumes from. `on_event` is called with each event after it is shown. Without
-    `total_steps` the bar has no end. Raises what Fusion.events raises; Ctrl-C leaves the job as it is.
+    bar goes back to the step it resumes from. `on_event` is called with each event after it is shown.
+    Raises what Fusion.events raises; Ctrl-C leaves the job as it is.
     """
-    view = JobView(total_steps=total_steps)
+    view = JobView(client.get_job(job_id).progress.total_steps)
     with _bar(console) as bar:
-        row = bar.add_task("queued", total=total_steps, texts=_texts(view))
+        row = bar.add_task("queued", total=view.total_steps, texts=_texts(view))
         for event in client.events(job_id, timeout_s=timeout_s):
             message = view.apply(event)
             if message is not None:
@@ -63,8 +62,7 @@ def _texts(view: JobView) -> dict[str, str]:
     speed += [] if view.tokens_per_s is None else [f"{view.tokens_per_s:,.0f} tokens/s"]
     rest = [] if view.seconds_left is None else [f"{duration(view.seconds_left)} left"]
     rest += [f"retries {view.retries}"] if view.retries else []
-    total = "" if view.total_steps is None else f"/{view.total_steps}"
-    return {"steps": f"step {view.step}{total}", "speed": "  ".join(speed), "rest": "  ".join(rest)}
+    return {"steps": f"step {view.step}/{view.total_steps}", "speed": "  ".join(speed), "rest": "  ".join(rest)}
 
 
 def duration(seconds: float) -> str:

@@ -75,7 +75,7 @@ def _ingest(run_dir: Path) -> None:
     try:
         ingest(run_dir)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(run_dir).free
         sys.exit(f"fusion_data: disk_full: no space left below {run_dir} ({free} bytes free)")

@@ -122,6 +122,27 @@ def job(status: str = "queued", **changes: object) -> dict[str, object]:
     } | changes
 
 
+def job_detail(status: str = "queued", **changes: object) -> dict[str, object]:
+    """A job as the API shows it alone."""
+    line = {"label": "training", "qty": 1280000, "unit": "1M-tokens", "rate": 45.0, "amount": 57.6}
+    return (
+        job(status)
+        | {
+            "phase": None,
+            "progress": {"step": 0, "total_steps": 20, "percent": 0.0, "tokens": 0, "seconds_left": None},
+            "base_model_id": "b",
+            "dataset_id": "d",
+            "hyperparams": {"turns": 1},
+            "params_before": 3_000_000,
+            "params_after": 4_500_000,
+            "estimate": {"total_usd": 57.6, "unit": "1M-tokens", "qty": 1.28, "line_items": [line]},
+            "cancel_requested": False,
+            "error": None,
+        }
+        | changes
+    )
+
+
 def dataset(status: str, **changes: object) -> dict[str, object]:
     """A dataset as the API shows it."""
     return {

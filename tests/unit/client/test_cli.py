@@ -11,7 +11,7 @@ from fusion_client.progress import duration, watch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from .conftest import Answer, as_json, dataset, job, problem, sse
+from .conftest import Answer, as_json, dataset, job, job_detail, problem, sse
 
 _POINT = {"cycle": 1, "loss": 2.5, "lr": 1e-4, "throughput": 2.0, "tokens_per_s": 512.0, "grad_norm": 1.0}
 _INTERRUPTED_JOB = [
@@ -35,7 +35,7 @@ _INTERRUPTED_JOB = [
 def finished_job(server):
     stream = Answer(200, b"".join(_INTERRUPTED_JOB), {"Content-Type": "text/event-stream"})
     server.routes["GET /api/jobs/job-1/events"] = [stream]
-    server.routes["GET /api/jobs/job-1"] = [as_json(job("completed", retries=1, output_model_id="m-1"))]
+    server.routes["GET /api/jobs/job-1"] = [as_json(job_detail("completed", retries=1, output_model_id="m-1"))]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def fusion(server, monkeypatch):
 def test_watching_tells_the_story_and_answers_the_job(client, finished_job, terminal):
     output, events = io.StringIO(), []
     console = Console(file=output, force_terminal=terminal, width=160, color_system=None)
-    ended = watch(client, "job-1", console, events.append, total_steps=20)
+    ended = watch(client, "job-1", console, events.append)
     assert (ended.status, ended.output_model_id) == ("completed", "m-1")
     assert [event.seq for event in events] == list(range(1, 14))
     told = output.getvalue()
@@ -60,7 +60,7 @@ def test_watching_tells_the_story_and_answers_the_job(client, finished_job, term
 
 
 def test_the_view_goes_back_with_an_interruption_and_on_from_there():
-    view, steps = JobView(total_steps=20), []
+    view, steps = JobView(20), []
     for raw in _INTERRUPTED_JOB[:11]:
         seq, kind, data = (line.partition(b": ")[2].decode() for line in raw.strip().splitlines())
         view.apply(Event(seq=int(seq), type=kind, data=json.loads(data)))
@@ -71,7 +71,7 @@ def test_the_view_goes_back_with_an_interruption_and_on_from_there():
 
 
 def test_an_event_type_of_a_newer_server_is_passed_over():
-    assert JobView().apply(Event(seq=1, type="teleported", data={})) is None
+    assert JobView(20).apply(Event(seq=1, type="teleported", data={})) is None
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65.4, "1:05"), (3723, "1:02:03")])
@@ -98,7 +98,7 @@ def test_train_submits_and_watches(server, fusion, finished_job):
 def test_watching_a_job_that_fails_is_a_failure(server, fusion):
     stream = Answer(200, sse(1, "failed", code="nonfinite_loss", message="boom"), {"Content-Type": "text/event-stream"})
     server.routes["GET /api/jobs/job-1/events"] = [stream]
-    server.routes["GET /api/jobs/job-1"] = [as_json(job("failed"))]
+    server.routes["GET /api/jobs/job-1"] = [as_json(job_detail("failed"))]
     done = fusion("watch", "job-1")
     assert done.exit_code == 1
     assert "failed: boom (nonfinite_loss)" in done.stderr
@@ -145,7 +145,7 @@ def test_lists_estimate_and_cancel(server, fusion):
     answer = {"total_usd": 57.6, "unit": "1M-tokens", "qty": 1.28, "line_items": [line]}
     server.routes["POST /api/pricing/estimate"] = [as_json(answer)]
     assert "$57.600000" in fusion("estimate", "--params-before", 1, "--params-after", 2).stdout
-    server.routes["POST /api/jobs/job-1/cancel"] = [as_json(job("running"))]
+    server.routes["POST /api/jobs/job-1/cancel"] = [as_json(job_detail("running", cancel_requested=True))]
     assert "stops at the next step" in fusion("cancel", "job-1").stderr
 
 

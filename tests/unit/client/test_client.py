@@ -22,7 +22,7 @@ from fusion_client import (
     UnexpectedAnswerError,
 )
 
-from .conftest import Answer, as_json, dataset, job, problem
+from .conftest import Answer, as_json, dataset, job, job_detail, problem
 
 
 def test_a_job_is_submitted_with_one_key_in_body_and_header(server, client):
@@ -51,7 +51,7 @@ def test_a_repeated_submission_keeps_its_key(server, client):
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_passing_errors_are_retried(server, client, status):
-    server.routes["GET /api/jobs/job-1"] = [problem(status, "x"), problem(status, "x"), as_json(job("running"))]
+    server.routes["GET /api/jobs/job-1"] = [problem(status, "x"), problem(status, "x"), as_json(job_detail("running"))]
     assert client.get_job("job-1").status == "running"
     assert len(server.asked) == 3
 
@@ -62,7 +62,7 @@ def test_retry_after_is_honoured(server, client, monkeypatch):
     server.routes["GET /api/jobs/job-1"] = [
         problem(429, "x", **{"Retry-After": "7"}),
         problem(503, "x", **{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
-        as_json(job()),
+        as_json(job_detail()),
     ]
     client.get_job("job-1")
     assert waits[0] == 7
@@ -77,7 +77,7 @@ def test_a_retry_after_beyond_a_minute_is_the_callers_to_wait(server, client):
 
 
 def test_a_broken_connection_is_retried(server, client):
-    server.routes["GET /api/jobs/job-1"] = [Answer(200, b'{"id"', length=500), as_json(job())]
+    server.routes["GET /api/jobs/job-1"] = [Answer(200, b'{"id"', length=500), as_json(job_detail())]
     assert client.get_job("job-1").id == "job-1"
 
 
@@ -123,7 +123,7 @@ def test_creating_a_key_is_never_repeated_and_its_secret_is_not_shown(server, cl
 
 
 def test_another_shape_is_an_error_and_new_fields_are_not(server, client):
-    server.routes["GET /api/jobs/job-1"] = [as_json(job() | {"eta_s": 7})]
+    server.routes["GET /api/jobs/job-1"] = [as_json(job_detail() | {"eta_s": 7})]
     assert client.get_job("job-1").id == "job-1"
     server.routes["GET /api/jobs/job-1"] = [as_json({"id": "job-1"})]
     with pytest.raises(UnexpectedAnswerError, match="/api/jobs/job-1"):
