@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.reproducibility import random_states, restore_random_states
 
-HELDOUT_TOKENS_LIMIT = 65_536
+HELDOUT_TOKENS_LIMIT = 32_768
 _TOKENS_PER_BATCH = 4096
 
 
