@@ -63,7 +63,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable, versioned set of rows. `status` is pending, ready or failed."""
+    """An immutable, versioned set of rows. `status` is validating, ready or failed."""
 
     id: str
     name: str

@@ -110,7 +110,7 @@ def test_upload_waits_and_names_every_wrong_line(server, fusion, tmp_path):
     presigned = {"upload_id": "u-1", "key": "k", "url": f"{server.url}/bucket/x", "method": "PUT"}
     server.routes["POST /api/uploads/presign"] = [as_json(presigned)]
     server.routes["PUT /bucket/x"] = [Answer(200)]
-    server.routes["POST /api/datasets"] = [as_json(dataset("pending"), 201)]
+    server.routes["POST /api/datasets"] = [as_json(dataset("validating"), 201)]
     errors = [{"file": "train.jsonl", "line": n, "detail": "not JSON"} for n in range(1, 31)]
     failure = {"code": "invalid_row", "message": "30 lines are wrong", "errors": errors}
     server.routes["GET /api/datasets/d-1"] = [as_json(dataset("failed", error=failure))]

@@ -142,7 +142,7 @@ def test_lists_follow_their_pages_up_to_the_limit(server, client):
 
 
 def test_waiting_for_a_dataset(server, client):
-    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("pending")), as_json(dataset("ready", shard_count=2))]
+    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("validating")), as_json(dataset("ready", shard_count=2))]
     assert client.wait_dataset("d-1", poll_s=0.01).shard_count == 2
 
 
@@ -157,8 +157,8 @@ def test_a_dataset_that_failed_names_its_lines(server, client):
 
 
 def test_waiting_for_a_dataset_has_a_deadline(server, client):
-    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("pending"))]
-    with pytest.raises(DeadlineError, match="still pending"):
+    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("validating"))]
+    with pytest.raises(DeadlineError, match="still validating"):
         client.wait_dataset("d-1", timeout_s=0.1, poll_s=0.02)
 
 
