@@ -159,8 +159,10 @@ class Stack:
             shutil.chown(password, user)
         try:
             subprocess.run(
-                [str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres", "--auth=scram-sha-256"]
-                + [f"--pwfile={password}", "--encoding=utf8", "--locale=C", "--no-sync"],
+                [
+                    *(str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres"),
+                    *("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=utf8", "--locale=C", "--no-sync"),
+                ],
                 user=user,
                 check=True,
                 capture_output=True,

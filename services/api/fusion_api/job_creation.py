@@ -85,7 +85,11 @@ def _plan(config: dict[str, Any], hyperparams: Hyperparams) -> GrowthPlan:
         detail = f"is beyond the base model's {positions} positions"
         raise ProblemError("validation_failed", f"seq_len {detail}", [FieldError("/hyperparams/seq_len", detail)])
     try:
-        return plan_depth_growth(config, hyperparams.growth_factor)
+        plan = plan_depth_growth(config, hyperparams.growth_factor)
     except UnsupportedArchitectureError as error:
         errors = [FieldError("/base_model_id", str(error))]
         raise ProblemError("unsupported_architecture", str(error), errors) from error
+    if not plan.new_after:
+        detail = "adds nothing; choose more than 1.0"
+        raise ProblemError("validation_failed", "nothing to train", [FieldError("/hyperparams/growth_factor", detail)])
+    return plan

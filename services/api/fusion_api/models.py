@@ -45,6 +45,7 @@ class DownloadFile(msgspec.Struct, frozen=True):
 class Download(msgspec.Struct, frozen=True):
     model_id: UUID
     name: str
+    version: str
     files: list[DownloadFile]
     expires_at: datetime
 
@@ -87,4 +88,5 @@ async def download_model(
         key, name = f"{row['s3_prefix']}/{entry.rel}", PurePosixPath(entry.rel).name
         url = await services.storage.presign_get(key, expires_s, name)
         files.append(DownloadFile(entry.rel, entry.size, entry.sha256, url))
-    return Download(row["id"], row["name"], files, shown(datetime.now(UTC) + timedelta(seconds=expires_s)))
+    version = f"v{row['version']}"
+    return Download(row["id"], row["name"], version, files, shown(datetime.now(UTC) + timedelta(seconds=expires_s)))

@@ -193,8 +193,11 @@ class AttemptRunner:
     async def _crashed(self) -> None:
         assert self._trainer is not None
         tail = self._trainer.log_tail()
-        code = "disk_full" if ": disk_full: " in tail.rsplit("\n", 1)[-1] else "trainer_crashed"
-        message = tail.rsplit("\n", 1)[-1][-500:] or f"the trainer ended with {self._trainer.returncode}"
+        # The launcher may print after its trainer, so the line that tells a full disk is not always the last.
+        full = [line for line in tail.splitlines() if ": disk_full: " in line]
+        code = "disk_full" if full else "trainer_crashed"
+        last = full or tail.splitlines()
+        message = last[-1][-500:] if last else f"the trainer ended with {self._trainer.returncode}"
         log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._machine.settings.drain_grace_s):

@@ -1,0 +1,194 @@
+"""The whole of Fusion on one machine: the stores, the services as separate processes, an account and its key."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+import httpx
+from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
+from fusion_core.db.migrate import migrate
+from fusion_core.db.pool import connect, queries
+from rich.console import Console
+
+from fusion_local.processes import base_environment, wait_until
+from fusion_local.stack import HOST, Stack, free_port, write_private
+
+TRAINING_POOL, INGEST_POOL = "local", "cpu"
+TRAINER, READER = "worker-training", "worker-cpu"
+PREFERRED_PORT = 8000
+CHECKPOINT_EVERY_S = 10
+
+
+class AlreadyRunningError(RuntimeError):
+    """Another `make up` or `make demo` holds this data folder."""
+
+
+class Access(NamedTuple):
+    """How a customer reaches the local API."""
+
+    url: str
+    key: str
+    is_new: bool
+
+
+class LocalFusion:
+    """Context manager: everything runs inside, nothing is left after."""
+
+    def __init__(self, root: Path, console: Console) -> None:
+        self.root = root.resolve()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._console = console
+        self._lock: IO[str] | None = None
+        self.stack = Stack(self.root)
+        self.access: Access
+
+    def __enter__(self) -> Self:
+        self._take_lock()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # what follows takes a moment and must not be cut short
+        self.stack.stop()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_lock(self) -> None:
+        self._lock = (self.root / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunningError(
+                f"another make up or make demo runs over {self.root}; stop it with Ctrl-C, or with make down"
+            ) from error
+
+    def _start(self) -> None:
+        port = self._api_port()
+        url = f"http://{HOST}:{port}"
+        with self._step("PostgreSQL, Valkey and the S3 gateway"):
+            self.stack.start()
+        with self._step("schema"):
+            asyncio.run(migrate(self.stack.database_url()))
+        with self._step(f"api on {url}"):
+            self._service("api", "fusion_api", {"port": port, "training_pool": TRAINING_POOL})
+            self._wait_for("the api", f"{url}/ready")
+        with self._step("orchestrator"):
+            admin = free_port()
+            self._service("orchestrator", "fusion_orchestrator", {"port": admin})
+            self._wait_for("the orchestrator", f"http://{HOST}:{admin}/ready")
+        with self._step("one training slot and one CPU slot"):
+            self.start_worker(TRAINER, TRAINING_POOL)
+            self.start_worker(READER, INGEST_POOL)
+        with self._step("account and API key"):
+            self.access = self._access(url)
+
+    @contextlib.contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._console.print(f"  [green]✓[/] {what} [dim]{time.monotonic() - started:.1f} s[/]", highlight=False)
+
+    def _api_port(self) -> int:
+        """The port of the last run, so that addresses stay valid; else 8000, else any."""
+        saved = self.root / "api_port"
+        wanted = int(saved.read_text()) if saved.exists() else PREFERRED_PORT
+        port = wanted if _is_free(wanted) else free_port()
+        saved.write_text(str(port))
+        return port
+
+    def _service(self, name: str, module: str, settings: dict[str, object]) -> None:
+        own = {f"FUSION_{key.upper()}": str(value) for key, value in settings.items()}
+        env = base_environment() | self.stack.environment() | {"FUSION_LOG_FORMAT": "json"} | own
+        self.stack.processes.start(name, [sys.executable, "-m", module], env=env)
+
+    def start_worker(self, name: str, pool: str) -> None:
+        settings = {
+            "pool": pool,
+            "name": name,
+            "work_dir": self.root / "workers" / name,
+            "device": "cpu",
+            "threads": min(2, os.cpu_count() or 1),
+            "checkpoint_every_s": CHECKPOINT_EVERY_S,
+            "drain_grace_s": 15,
+        }
+        self._service(name, "fusion_worker", settings)
+
+    def _wait_for(self, what: str, url: str) -> None:
+        def ready() -> bool:
+            try:
+                return httpx.get(url, timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(ready, what, self.stack.processes)
+
+    def _access(self, url: str) -> Access:
+        """The key of an earlier run if it still works, else a new one, written to `.fusion/env` for its owner alone."""
+        env_file = self.root / "env"
+        key = _saved_key(env_file)
+        if key is not None and _works(url, key):
+            is_new = False
+        else:
+            key, is_new = asyncio.run(_create_key(self.stack.database_url())), True
+        write_private(env_file, f"export FUSION_API_URL={url}\nexport FUSION_API_KEY={key}\n".encode())
+        return Access(url, key, is_new)
+
+    def run_until_interrupted(self, check_every_s: float = 1.0) -> None:
+        """Raises ChildDiedError when a service ends by itself."""
+        while True:
+            self.stack.processes.check()
+            time.sleep(check_every_s)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _saved_key(env_file: Path) -> str | None:
+    if not env_file.exists():
+        return None
+    lines = [line for line in env_file.read_text().splitlines() if "FUSION_API_KEY=" in line]
+    return lines[0].split("=", 1)[1] if lines else None
+
+
+def _works(url: str, key: str) -> bool:
+    answer = httpx.get(f"{url}/api/keys?limit=1", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+    return answer.status_code == 200
+
+
+async def _create_key(database_url: str) -> str:
+    secret = new_secret()
+    connection = await connect(database_url, application_name="fusion-local")
+    try:
+        account = await queries.insert_account(connection, name="local")
+        await queries.insert_api_key(
+            connection,
+            account_id=account["id"],
+            name="make up",
+            prefix=visible_prefix(secret),
+            secret_sha256=secret_sha256(secret),
+            scopes=list(SCOPES),
+        )
+    finally:
+        await connection.close()
+    return secret
