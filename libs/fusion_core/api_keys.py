@@ -1,7 +1,7 @@
 """API keys: 256 random bits behind a visible prefix, kept only as SHA-256.
 
-A plain hash is right here: unlike a password, a random key of this length cannot be guessed, so stretching it would only
-make every request slower.
+A plain hash is right here: unlike a password, a random key of this length cannot be guessed, so stretching it would
+only make every request slower.
 """
 
 import hashlib

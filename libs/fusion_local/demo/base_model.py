@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from fusion_local.demo.texts import documentation, write_rows
 
@@ -30,7 +30,7 @@ def build_base_model(folder: Path, console: Console) -> Path:
     model = folder / "demo-llama-3m"
     if (folder / FINISHED).exists():
         return model
-    disable_progress_bar()  # ours is below
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is below
     shutil.rmtree(folder, ignore_errors=True)
     model.mkdir(parents=True)
     torch.manual_seed(0)

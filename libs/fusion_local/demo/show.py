@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 
 def generate(model_dir: Path, prompt: str, tokens: int = 60) -> str:
     """Greedy text of the delivered model, loaded as any tool would load it."""
-    disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True)
     tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     torch.manual_seed(0)

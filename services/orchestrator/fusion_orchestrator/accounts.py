@@ -1,17 +1,12 @@
 """Accounts and API keys as an operator creates them."""
 
-import hashlib
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import msgspec
+from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db.pool import Connection, connect, queries
-
-SCOPES = ("train", "read", "datasets", "models", "billing")
-SECRET_PREFIX = "fusion_live_"  # noqa: S105 what every secret begins with is public
-VISIBLE_CHARACTERS = 20
 
 
 class AccountError(ValueError):
@@ -54,7 +49,7 @@ async def create_key(database_url: str, account_id: UUID, name: str, scopes: lis
         raise AccountError(f"unknown scopes {', '.join(unknown)}; the scopes are {', '.join(SCOPES)}")
     if not scopes or not 1 <= len(name) <= 200:
         raise AccountError("a key needs at least one scope and a name of 1 to 200 characters")
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    secret = new_secret()
     async with _connected(database_url) as connection:
         if await queries.get_account(connection, account_id=account_id) is None:
             raise AccountError(f"there is no account {account_id}; create one with `fusion-admin accounts create`")
@@ -62,8 +57,8 @@ async def create_key(database_url: str, account_id: UUID, name: str, scopes: lis
             connection,
             account_id=account_id,
             name=name,
-            prefix=secret[:VISIBLE_CHARACTERS],
-            secret_sha256=hashlib.sha256(secret.encode()).digest(),
+            prefix=visible_prefix(secret),
+            secret_sha256=secret_sha256(secret),
             scopes=sorted(set(scopes)),
         )
     return NewKey(row["id"], tuple(row["scopes"]), secret)

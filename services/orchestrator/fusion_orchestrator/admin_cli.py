@@ -14,6 +14,7 @@ import msgspec
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from fusion_core import logs
+from fusion_core.api_keys import SCOPES
 from fusion_core.db import migrate as migrations
 from fusion_core.db.pool import Pool, connect_pool
 from fusion_core.settings import CommonSettings, SettingsError, load
@@ -95,9 +96,7 @@ def create_account(
 @keys.command("create")
 def create_key(
     account: Annotated[UUID, typer.Argument(help="The account's id, from `accounts create`.")],
-    scopes: Annotated[str, typer.Option(help=f"Comma-separated, out of: {', '.join(account_rows.SCOPES)}.")] = ",".join(
-        account_rows.SCOPES
-    ),
+    scopes: Annotated[str, typer.Option(help=f"Comma-separated, out of: {', '.join(SCOPES)}.")] = ",".join(SCOPES),
     name: Annotated[str, typer.Option(help="What the key is for; shown in lists.")] = "created by the operator",
 ) -> None:
     """Create an API key and print its secret.

@@ -188,7 +188,7 @@ class AttemptRunner:
         log.info("ingest_read", **{key: value for key, value in result.items() if isinstance(value, int)})
         await self._persist(attempts.complete_ingest, shards, rows, heldout)
 
-    # -- crashes ---------------------------------------------------------------------------------------------------------
+    # -- crashes -----------------------------------------------------------------------------------------------------
 
     async def _crashed(self) -> None:
         assert self._trainer is not None

@@ -55,9 +55,7 @@ class Customer:
     async def dataset(self, *, ready: bool = True) -> str:
         row = await queries.insert_dataset(self.pool, account_id=self.account_id, name="data")
         if ready:
-            await queries.dataset_ready(
-                self.pool, dataset_id=row["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1
-            )
+            await queries.dataset_ready(self.pool, dataset_id=row["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1)
         return str(row["id"])
 
     async def job_body(self, base: str, **changes: Any) -> dict[str, Any]:

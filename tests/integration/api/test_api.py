@@ -150,9 +150,10 @@ async def test_a_dataset_that_is_not_ready_is_refused(customer: Any, base_model_
 async def test_a_base_of_an_unknown_architecture_is_refused(customer: Any, base_model_id: str, pool: Pool) -> None:
     await pool.execute("update base_models set config = jsonb_set(config, '{architectures}', '[\"X\"]')")
     body = await customer.job_body(base_model_id)
-    assert "LlamaForCausalLM" in problem(
-        await customer.send("POST", "/api/jobs", json=body), "unsupported_architecture"
-    )["detail"]
+    assert (
+        "LlamaForCausalLM"
+        in problem(await customer.send("POST", "/api/jobs", json=body), "unsupported_architecture")["detail"]
+    )
 
 
 async def test_seq_len_beyond_the_model_is_refused(customer: Any, base_model_id: str) -> None:
@@ -358,9 +359,7 @@ def test_every_operation_asks_for_a_scope() -> None:
         ("billing", {"POST /api/pricing/estimate"}),
     ],
 )
-async def test_each_scope_opens_its_operations_only(
-    new_customer: NewCustomer, scope: str, allowed: set[str]
-) -> None:
+async def test_each_scope_opens_its_operations_only(new_customer: NewCustomer, scope: str, allowed: set[str]) -> None:
     customer = await new_customer(scope)
     every = {"POST /api/jobs", "GET /api/jobs", "GET /api/models", "GET /api/datasets", "POST /api/uploads/presign"}
     every |= {"POST /api/datasets", "GET /api/keys"}
