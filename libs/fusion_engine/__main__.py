@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from fusion_core.parent_death import die_with_parent
+
 DISK_FULL_EXIT = 28
 
 
@@ -15,6 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fusion_engine", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="a run directory with run.json (docs/trainer-protocol.md)")
     run_dir: Path = parser.parse_args().run_dir.resolve()
+    die_with_parent()  # the launcher dies with its daemon, and we with the launcher
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: the trainer opens no connections
 
     from fusion_engine.run import execute

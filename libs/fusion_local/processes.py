@@ -1,21 +1,19 @@
 """Child processes that never outlive us: each in its own session, recorded on disk, killed as a tree."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import psutil
+from fusion_core.parent_death import die_with_parent
 
 STOP_DEADLINE_S = 20.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class ChildDiedError(RuntimeError):
@@ -63,11 +61,6 @@ class Processes:
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         """Start `argv` with exactly this environment; its output goes to logs/<name>.log."""
-
-        def die_with_parent() -> None:
-            if _libc is not None:
-                _libc.prctl(_PR_SET_PDEATHSIG, int(stop_signal))
-
         with self.log_path(name).open("ab") as log:
             child = subprocess.Popen(
                 list(argv),
@@ -77,7 +70,7 @@ class Processes:
                 stderr=log,
                 start_new_session=True,
                 user=user,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - started from the main thread, before any other
+                preexec_fn=partial(die_with_parent, stop_signal),  # noqa: PLW1509 - started from the main thread, before any other
             )
         self._children[name] = child
         self._signals[name] = stop_signal

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 import psutil
 import structlog
+from fusion_core.parent_death import die_with_parent
 from fusion_core.trainer_protocol import IngestRun, Run
 
 from fusion_worker.settings import WorkerSettings
@@ -19,8 +18,6 @@ log = structlog.get_logger()
 LOG_FILE = "trainer.log"
 KILL_DEADLINE_S = 30.0
 TAIL_BYTES = 4000
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 # What a trainer may inherit: no credentials, no addresses.
 _ALLOWED = (
     "PATH",
@@ -70,11 +67,6 @@ def environment(settings: WorkerSettings) -> dict[str, str]:
     return allowed | fixed
 
 
-def _die_with_parent() -> None:
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-
-
 class TrainerProcess:
     """A running trainer. `kill` leaves nothing of it, in whatever session its parts are."""
 
@@ -95,7 +87,7 @@ class TrainerProcess:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         log.info("trainer_launched", pid=process.pid, command=argv[:5])
         return cls(process, run_dir)
