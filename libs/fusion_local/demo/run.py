@@ -19,7 +19,7 @@ from fusion_local.demo.texts import source_code, write_rows
 from fusion_local.processes import base_environment
 from fusion_local.services import TRAINER, TRAINING_POOL, LocalFusion
 
-TURNS, CYCLES, STEPS_PER_CYCLE = 2, 6, 25
+TURNS, CYCLES, STEPS_PER_CYCLE = 2, 6, 35
 HYPERPARAMS: dict[str, Any] = {
     "turns": TURNS,
     "cycles": CYCLES,

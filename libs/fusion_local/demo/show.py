@@ -10,14 +10,14 @@ from transformers.utils import logging
 
 
 def generate(model_dir: Path, prompt: str, tokens: int = 60) -> str:
-    """Greedy text of the delivered model, loaded as any tool would load it."""
+    """Sampled text of the delivered model, loaded as any tool would load it; the same at every call."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True)
     tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     torch.manual_seed(0)
     ids = tokenizer(prompt, return_tensors="pt")
     output = model.generate(
-        **ids, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.3, pad_token_id=tokenizer.pad_token_id
+        **ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=True, temperature=0.7, pad_token_id=0
     )
     text: str = tokenizer.decode(output[0], skip_special_tokens=True)
     return text
