@@ -69,6 +69,7 @@ def create_app(settings: ApiSettings) -> Litestar:
         exception_handlers=handlers,
         lifespan=[open_services],
         on_app_init=[set_state],
+        logging_config=None,  # its default would take the root logger away from fusion_core.logs
         request_max_body_size=settings.max_body_bytes,
         openapi_config=OpenAPIConfig(
             title="Fusion",
