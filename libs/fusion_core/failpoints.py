@@ -17,7 +17,7 @@ _hits = 0
 def hit(name: str) -> None:
     """Does nothing unless FUSION_FAILPOINT names this place and this is the hit it asks for."""
     spec = os.environ.get("FUSION_FAILPOINT")
-    if spec is not None:
+    if spec:
         _act(name, spec)
 
 

@@ -51,12 +51,6 @@ def free_port() -> int:
         return port
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((HOST, port)) == 0
-
-
 class Stack:
     """Postgres, Valkey and the S3 gateway over one data folder. `start` is safe after any crash."""
 
@@ -109,12 +103,13 @@ class Stack:
         self.start_postgres()
         self.start_valkey()
         self.start_s3()
-        asyncio.run(self._make_stores())
+        asyncio.run(self.make_stores())
 
     def stop(self) -> None:
         self.processes.stop_all()
 
-    async def _make_stores(self) -> None:
+    async def make_stores(self) -> None:
+        """The database and the bucket, unless they are there."""
         await create_database(self.database_url("postgres"), "fusion")
         async with Storage(self.settings()) as storage:
             await storage.ensure_bucket()
@@ -135,17 +130,8 @@ class Stack:
         wait_until(self._postgres_ready, "Postgres", self.processes)
 
     def _postgres_ready(self) -> bool:
-        async def probe() -> None:
-            connection = await asyncpg.connect(self.database_url("postgres"), timeout=5)
-            await connection.close()
-
-        if not _answers(self.postgres_port):
-            return False
-        try:
-            asyncio.run(probe())
-        except (OSError, asyncpg.CannotConnectNowError, TimeoutError):
-            return False
-        return True
+        command = [str(_postgres_bin() / "pg_isready"), "-q", "-h", HOST, "-p", str(self.postgres_port)]
+        return subprocess.run(command, timeout=10, check=False, env=base_environment()).returncode == 0
 
     def _initdb(self, data: Path, user: str | None) -> None:
         building = self.root / "postgres.new"

@@ -3,9 +3,10 @@
 from importlib.metadata import version
 from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Litestar, Request, Router, get
 from litestar.config.app import AppConfig
 from litestar.di import Provide
+from litestar.enums import OpenAPIMediaType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
@@ -13,11 +14,13 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from fusion_api import base_models, datasets, health, job_events, jobs, keys, models, pricing, uploads
 from fusion_api.auth import provide_caller
+from fusion_api.body_errors import check_body
 from fusion_api.problem_details import (
+    STORE_DOWN,
     ProblemError,
-    keep_body,
     on_http_error,
     on_problem,
+    on_store_down,
     on_unexpected,
     on_validation_error,
 )
@@ -46,6 +49,11 @@ OPERATIONS: list[Any] = [
 ]
 
 
+@get("/openapi.json", media_type=OpenAPIMediaType.OPENAPI_JSON, include_in_schema=False, sync_to_thread=False)
+def get_document(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    return request.app.openapi_schema.to_schema()
+
+
 def create_app(settings: ApiSettings) -> Litestar:
     """The API under /api, liveness and readiness beside it."""
     handlers: Any = {
@@ -53,19 +61,19 @@ def create_app(settings: ApiSettings) -> Litestar:
         ValidationException: on_validation_error,
         HTTPException: on_http_error,
         Exception: on_unexpected,
-    }
+    } | dict.fromkeys(STORE_DOWN, on_store_down)
 
     def set_state(config: AppConfig) -> AppConfig:
         config.state.settings = settings
         return config
 
     return Litestar(
-        route_handlers=[Router("/api", route_handlers=OPERATIONS), health.health, health.ready],
+        route_handlers=[Router("/api", route_handlers=[*OPERATIONS, get_document]), health.health, health.ready],
         dependencies={
             "services": Provide(provide_services),
             "caller": Provide(provide_caller),
         },
-        before_request=keep_body,
+        before_request=check_body,
         exception_handlers=handlers,
         lifespan=[open_services],
         on_app_init=[set_state],

@@ -44,6 +44,15 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
     return caller
 
 
+async def is_live(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Is the key of a long answer still good?"""
+    try:
+        await _authenticate(connection)
+    except ProblemError:
+        return False
+    return True
+
+
 async def _authenticate(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.startswith(SECRET_PREFIX) or len(secret) > MAX_KEY_LENGTH:

@@ -9,13 +9,14 @@ import msgspec
 from fusion_core.db.jobs import NewJob, submit_job
 from fusion_core.db.pool import queries
 from fusion_core.job_spec import IngestSpec
+from fusion_core.storage import ObjectHead
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
 from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown
 
@@ -81,7 +82,7 @@ async def create_dataset(
 ) -> Dataset:
     """The uploads are pinned as they are now; reading them is an internal job, and GET shows its end."""
     uploads = await _uploads(services, caller, data.upload_ids)
-    heads = [await _pin(services, upload, number) for number, upload in enumerate(uploads)]
+    heads = await _pin(services, uploads)
     name = data.name or PurePosixPath(uploads[0]["filename"]).stem or "dataset"
     async with services.pool.acquire() as connection, connection.transaction():
         await queries.lock_dataset_name(connection, account_id=caller.account_id, name=name)
@@ -96,7 +97,7 @@ async def create_dataset(
                 etag=head.etag,
             )
             if taken is None:
-                raise _consumed(ordinal)
+                raise _consumed([ordinal])
         spec = IngestSpec(uploads=tuple((upload["s3_key"], upload["filename"]) for upload in uploads))
         pool = services.settings.ingest_pool
         new = NewJob(account_id=caller.account_id, type="ingest", spec=spec, pool=pool, dataset_id=row["id"])
@@ -105,30 +106,34 @@ async def create_dataset(
 
 
 async def _uploads(services: Services, caller: Caller, upload_ids: list[UUID]) -> list[Any]:
+    """The rows of the uploads in the order asked for. Raises ProblemError, naming every one that will not do."""
+    twice = [number for number, upload_id in enumerate(upload_ids) if upload_id in upload_ids[:number]]
+    if twice:
+        raise invalid(_at(twice, "the same upload is named before"))
     rows = queries.get_uploads(services.pool, account_id=caller.account_id, upload_ids=upload_ids)
     found = {row["id"]: row async for row in rows}
-    missing = [number for number, upload_id in enumerate(upload_ids) if upload_id not in found]
-    if missing:
-        errors = [FieldError(f"/upload_ids/{number}", "no such upload") for number in missing]
-        raise ProblemError("not_found", "some uploads do not exist", errors)
-    if len(found) != len(upload_ids):
-        errors = [FieldError("/upload_ids", "the same upload is named twice")]
-        raise ProblemError("validation_failed", "an upload is named twice", errors)
+    unknown = [number for number, upload_id in enumerate(upload_ids) if upload_id not in found]
+    if unknown:
+        raise ProblemError("not_found", "some uploads do not exist", _at(unknown, "no such upload"))
     uploads = [found[upload_id] for upload_id in upload_ids]
-    for number, upload in enumerate(uploads):
-        if upload["dataset_id"] is not None:
-            raise _consumed(number)
+    used = [number for number, upload in enumerate(uploads) if upload["dataset_id"] is not None]
+    if used:
+        raise _consumed(used)
     return uploads
 
 
-def _consumed(number: int) -> ProblemError:
-    pointer = f"/upload_ids/{number}"
-    return ProblemError("upload_consumed", "an upload makes one dataset", [FieldError(pointer, "already used")])
+def _at(numbers: list[int], detail: str) -> list[FieldError]:
+    return [FieldError(f"/upload_ids/{number}", detail) for number in numbers]
 
 
-async def _pin(services: Services, upload: Any, number: int) -> Any:
-    head = await services.storage.head(upload["s3_key"])
-    if head is None:
-        errors = [FieldError(f"/upload_ids/{number}", "nothing was PUT to its URL")]
-        raise ProblemError("upload_missing", f"the upload {upload['filename']} never came", errors)
-    return head
+def _consumed(numbers: list[int]) -> ProblemError:
+    return ProblemError("upload_consumed", "an upload makes one dataset", _at(numbers, "already used"))
+
+
+async def _pin(services: Services, uploads: list[Any]) -> list[ObjectHead]:
+    """Each upload as it lies in storage now. Raises ProblemError upload_missing, naming every one that is not there."""
+    heads = [await services.storage.head(upload["s3_key"]) for upload in uploads]
+    missing = [number for number, head in enumerate(heads) if head is None]
+    if missing:
+        raise ProblemError("upload_missing", "some uploads never came", _at(missing, "nothing was PUT to its URL"))
+    return [head for head in heads if head is not None]

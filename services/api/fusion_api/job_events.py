@@ -6,18 +6,23 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
+import structlog
 from fusion_core.db import jobs
+from fusion_core.states import TERMINAL
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
-from fusion_api.auth import Caller, needs
+from fusion_api.auth import Caller, is_live, needs
 from fusion_api.job_views import show_event
 from fusion_api.jobs import own_job
+from fusion_api.problem_details import STORE_DOWN
 from fusion_api.services import Services
 
+log = structlog.get_logger()
 PAGE = 500
+MAX_SEQ = 2**63 - 1
 POLL_S = 2.0
 KEEPALIVE_S = 15.0
 FINAL = frozenset({"completed", "failed", "cancelled"})
@@ -29,16 +34,16 @@ async def get_events(
     job_id: FromPath[UUID],
     services: NamedDependency[Services],
     caller: NamedDependency[Caller],
-    after: Annotated[int, QueryParameter(ge=0, description="only events with a greater seq")] = 0,
+    after: Annotated[int, QueryParameter(ge=0, le=MAX_SEQ, description="only events with a greater seq")] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE)] = 100,
-    last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0)] = None,
+    last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=MAX_SEQ)] = None,
 ) -> Response[Any] | Stream:
     """With `Accept: text/event-stream` a stream: the id of each message is the event's seq."""
     await own_job(services, caller, job_id)
     start = last_event_id if last_event_id is not None else after
     if "text/event-stream" in request.headers.get("accept", ""):
         return Stream(
-            _stream(services, job_id, start),
+            _stream(request, services, caller, job_id, start),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
@@ -47,13 +52,18 @@ async def get_events(
     return Response([show_event(row) for row in rows])
 
 
-async def _stream(services: Services, job_id: UUID, after: int) -> AsyncIterator[bytes]:
-    """Every event once, in order; ends after the one that ends the job. No connection is held while waiting."""
-    last_sent = time.monotonic()
+async def _stream(
+    request: Request[Any, Any, Any], services: Services, caller: Caller, job_id: UUID, after: int
+) -> AsyncIterator[bytes]:
+    """Every event once, in order; ends with the job, or when the key is revoked. Holds no connection while waiting."""
+    last_sent = last_checked = time.monotonic()
     yield b": connected\n\n"
     while True:
-        async with services.pool.acquire() as connection:
-            rows = await jobs.list_events(connection, job_id, after=after, limit=PAGE)
+        try:
+            ended, rows = await _read(services, caller, job_id, after)
+        except STORE_DOWN as error:
+            log.warning("stream_broken_off", job_id=str(job_id), error=repr(error))
+            return  # clients come again with Last-Event-ID
         for row in rows:
             after, last_sent = row["seq"], time.monotonic()
             data = msgspec.json.encode(row["data"]).decode()
@@ -62,7 +72,21 @@ async def _stream(services: Services, job_id: UUID, after: int) -> AsyncIterator
                 return
         if len(rows) == PAGE:
             continue
+        if ended:
+            return
         await services.hub.wait(str(job_id), POLL_S)
         if time.monotonic() - last_sent > KEEPALIVE_S:
             last_sent = time.monotonic()
             yield b": keepalive\n\n"
+        if time.monotonic() - last_checked > KEEPALIVE_S:
+            last_checked = time.monotonic()
+            if not await is_live(request):
+                return
+
+
+async def _read(services: Services, caller: Caller, job_id: UUID, after: int) -> tuple[bool, list[Any]]:
+    """(has the job ended, its next events). The job is read first: if it has ended, no event can follow these."""
+    async with services.pool.acquire() as connection:
+        job = await jobs.get_job(connection, caller.account_id, job_id)
+        rows = await jobs.list_events(connection, job_id, after=after, limit=PAGE)
+    return job is None or job.state in TERMINAL, rows

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 from uuid import UUID
 
+import structlog
 from fusion_core.db import jobs
 from fusion_core.db.jobs import IdempotencyConflictError
 from fusion_core.db.pool import queries
@@ -18,6 +19,7 @@ from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
+log = structlog.get_logger()
 METRICS_PER_PAGE = 10_000
 
 
@@ -44,6 +46,7 @@ async def create_job(
     except IdempotencyConflictError as error:
         raise _conflict("this idempotency_key was used with another body") from error
     if created:
+        log.info("job_created", job_id=str(job.id), type=job.type)
         return Response(show_job(job), status_code=201)
     return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
 

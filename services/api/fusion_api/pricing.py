@@ -18,7 +18,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import needs
-from fusion_api.problem_details import FieldError, ProblemError
+from fusion_api.problem_details import FieldError, invalid
 from fusion_api.services import Services
 
 Params = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]
@@ -90,10 +90,7 @@ async def estimate_price(data: JSONBody[EstimateRequest], services: NamedDepende
         return show_estimate(estimate_contract(prices, data.params_before))
     after = data.params_before if data.type == "finetune" else data.params_after
     if after is None:
-        raise ProblemError(
-            "validation_failed", "1 fields are wrong", [FieldError("/params_after", "is required for type train")]
-        )
+        raise invalid([FieldError("/params_after", "is required for type train")])
     if after < data.params_before:
-        errors = [FieldError("/params_after", f"is less than params_before, {data.params_before}")]
-        raise ProblemError("validation_failed", "1 fields are wrong", errors)
+        raise invalid([FieldError("/params_after", f"is less than params_before, {data.params_before}")])
     return show_estimate(estimate_train(prices, data.params_before, after, data.training_tokens))

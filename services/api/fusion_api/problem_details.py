@@ -1,11 +1,12 @@
-"""Every error as RFC 9457 problem+json, with a code of the one registry and every bad field named at once."""
+"""Every error as RFC 9457 problem+json, with a code of the one registry."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
+import asyncpg
 import msgspec
 import structlog
+from botocore.exceptions import BotoCoreError
 from fusion_core.problems import PROBLEMS
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
@@ -21,10 +22,22 @@ _CODE_OF_STATUS = {
     413: "payload_too_large",
     422: "validation_failed",
 }
+_HEADERS_OF_STATUS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
+
+# What the drivers raise while Postgres or S3 is restarting, unreachable or full of connections.
+STORE_DOWN = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    BotoCoreError,
+)
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """`pointer` is a JSON pointer (RFC 6901) into the body, or the name of a parameter."""
+    """`pointer` is a JSON pointer (RFC 6901) into the body ("": the whole of it), or the name of a parameter."""
 
     pointer: str
     detail: str
@@ -56,7 +69,15 @@ def not_found(what: str, pointer: str = "") -> ProblemError:
     return ProblemError("not_found", f"no such {what}", [FieldError(pointer, f"no such {what}")] if pointer else [])
 
 
-def respond(request: Request[Any, Any, Any], code: str, detail: str, errors: Sequence[FieldError]) -> Response[Any]:
+def invalid(errors: Sequence[FieldError]) -> ProblemError:
+    count = len(errors)
+    return ProblemError("validation_failed", "1 field is wrong" if count == 1 else f"{count} fields are wrong", errors)
+
+
+def respond(
+    code: str, detail: str = "", errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+) -> Response[ProblemDetails]:
+    """The answer for one code; without a detail of its own it shows the registry's advice alone."""
     problem = PROBLEMS[code]
     status = problem.status or 500
     body = ProblemDetails(
@@ -68,71 +89,32 @@ def respond(request: Request[Any, Any, Any], code: str, detail: str, errors: Seq
         request_id=str(structlog.contextvars.get_contextvars().get("request_id", "")),
         errors=list(errors),
     )
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    extra = _HEADERS_OF_STATUS.get(status, {})
+    return Response(body, status_code=status, media_type=MEDIA_TYPE, headers={**extra, **(headers or {})})
 
 
-def on_problem(request: Request[Any, Any, Any], error: ProblemError) -> Response[Any]:
-    return respond(request, error.problem.code, error.detail, error.errors)
+def on_problem(_: Request[Any, Any, Any], error: ProblemError) -> Response[ProblemDetails]:
+    return respond(error.problem.code, error.detail, error.errors)
 
 
-async def keep_body(request: Request[Any, Any, Any]) -> None:
-    """Before every operation: error handlers cannot wait, so the body they explain is read here."""
-    request.state.body = await request.body()
-
-
-def on_validation_error(request: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
-    """msgspec stops at the first bad field: read the body again and name them all."""
-    handler = request.route_handler
-    field = getattr(handler, "parsed_data_field", None)
-    if field is not None:
-        try:
-            body = msgspec.json.decode(request.state.body)
-        except msgspec.DecodeError as broken:
-            return respond(request, "malformed_body", str(broken), [])
-        errors = find_errors(field.annotation, body)
-        if errors:
-            return respond(request, "validation_failed", f"{len(errors)} fields are wrong", errors)
+def on_validation_error(_: Request[Any, Any, Any], error: ValidationException) -> Response[ProblemDetails]:
+    """A parameter of the path, the query or a header; bodies are checked before Litestar reads them."""
     extra = error.extra if isinstance(error.extra, list) else []
     named = [FieldError(str(item.get("key", "")), str(item.get("message", ""))) for item in extra]
-    return respond(request, "validation_failed", error.detail, named)
+    return respond("validation_failed", error.detail, named)
 
 
-def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[ProblemDetails]:
     code = _CODE_OF_STATUS.get(error.status_code, "internal")
-    return respond(request, code, "" if code in ("not_found", "internal") else error.detail, [])
+    return respond(code, "" if code in ("not_found", "internal") else error.detail, headers=error.headers)
 
 
-def on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def on_store_down(_: Request[Any, Any, Any], error: Exception) -> Response[ProblemDetails]:
+    """Postgres or S3 is away for a moment: the request may be repeated."""
+    log.warning("store_down", error=repr(error))
+    return respond("not_ready", "a store does not answer")
+
+
+def on_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[ProblemDetails]:
     log.error("request_failed", exc_info=error)
-    return respond(request, "internal", "", [])
-
-
-# -- naming every bad field ----------------------------------------------------------------------------------------
-
-
-def find_errors(kind: Any, value: Any, pointer: str = "") -> list[FieldError]:
-    """Every fault of `value` against a type: Structs are looked into field by field."""
-    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            return [FieldError(pointer or "/", str(error).split(" - at `")[0])]
-        return []
-    if not isinstance(value, Mapping):
-        return [FieldError(pointer or "/", f"expected an object, got {type(value).__name__}")]
-    hints = get_type_hints(kind, include_extras=True)
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    errors = [FieldError(f"{pointer}/{name}", _unknown(name, list(fields))) for name in value if name not in fields]
-    for name, field in fields.items():
-        if name in value:
-            errors += find_errors(hints[field.name], value[name], f"{pointer}/{name}")
-        elif field.required:
-            errors.append(FieldError(f"{pointer}/{name}", "is required"))
-    return errors
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown field; {hint}"
+    return respond("internal")

@@ -17,7 +17,7 @@ from fusion_api.services import Services
 
 class PresignRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     filename: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-    content_type: Annotated[str, msgspec.Meta(pattern=r"^[\w.+-]+/[\w.+-]+$", max_length=255)] = (
+    content_type: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9.+-]+/[a-zA-Z0-9.+-]+$", max_length=255)] = (
         "application/octet-stream"
     )
 

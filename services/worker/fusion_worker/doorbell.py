@@ -88,9 +88,13 @@ class Doorbell:
 
 
 async def _close(worker: Worker | None) -> None:
-    if worker is None:
+    """What arq's own close does, without the call that redis-py has deprecated."""
+    if worker is None or worker.pool is None:  # it may never have connected
         return
+    for task in worker.tasks.values():
+        task.cancel()
+    await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
     try:
-        await asyncio.wait_for(worker.close(), 5)
-    except (RedisError, OSError, TimeoutError, AttributeError) as error:  # it may never have connected
+        await asyncio.wait_for(worker.pool.aclose(close_connection_pool=True), 5)
+    except (RedisError, OSError, TimeoutError) as error:
         log.debug("doorbell_close_failed", error=str(error))

@@ -139,6 +139,6 @@ def test_random_interleavings_keep_every_invariant(world_in_own_loop: Any) -> No
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis leaves it untyped
         Bound,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -23,6 +23,3 @@ select point from job_metrics where job_id = :job_id order by step desc limit 1;
 
 -- name: latest_metric_step(job_id)$
 select coalesce(max(step), 0) from job_metrics where job_id = :job_id;
-
--- name: get_ledger_of_job(account_id, job_id)^
-select * from ledger where account_id = :account_id and job_id = :job_id;

@@ -1,0 +1,81 @@
+"""Request bodies, checked before Litestar reads them: msgspec stops at the first bad field, this names every one."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from litestar import Request
+
+from fusion_api.problem_details import FieldError, ProblemError, invalid
+
+MAX_ERRORS = 100  # a body full of nonsense is not worth a megabyte of answer
+
+
+async def check_body(request: Request[Any, Any, Any]) -> None:
+    """Before every operation that takes a body. Raises ProblemError malformed_body or validation_failed.
+
+    Litestar converts leniently ("2" for 2); here types must be JSON's own.
+    """
+    field = request.route_handler.parsed_data_field
+    if field is None:
+        return
+    try:
+        body = msgspec.json.decode(await request.body())
+    except (msgspec.DecodeError, UnicodeDecodeError) as broken:
+        raise ProblemError("malformed_body", str(broken)) from broken
+    except RecursionError as broken:
+        raise ProblemError("malformed_body", "the document is nested too deeply") from broken
+    errors = list(islice(find_errors(field.annotation, body), MAX_ERRORS))
+    if errors:
+        raise invalid(errors)
+
+
+def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError]:
+    """Every fault of a decoded JSON value against a type; Structs and lists are looked into."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        yield from _struct_errors(plain, value, pointer)
+        return
+    if get_origin(plain) is list and isinstance(value, list):
+        (item_kind,) = get_args(plain)
+        inner = [error for at, item in enumerate(value) for error in find_errors(item_kind, item, f"{pointer}/{at}")]
+        if inner:
+            yield from inner
+            return
+    if isinstance(value, str) and any(character < " " or character == "\x7f" for character in value):
+        yield FieldError(pointer, "contains a control character")
+        return
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        known = f"; known: {', '.join(map(str, get_args(plain)))}" if get_origin(plain) is Literal else ""
+        yield FieldError(pointer, f"{error}{known}")
+
+
+def _struct_errors(kind: type[msgspec.Struct], value: Any, pointer: str) -> Iterator[FieldError]:
+    if not isinstance(value, Mapping):
+        yield FieldError(pointer, "expected an object")
+        return
+    hints = get_type_hints(kind, include_extras=True)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in value:
+        if name not in fields:
+            yield FieldError(f"{pointer}/{_escaped(name)}", _unknown(name, list(fields)))
+    for name, field in fields.items():
+        if name in value:
+            yield from find_errors(hints[field.name], value[name], f"{pointer}/{name}")
+        elif field.required:
+            yield FieldError(f"{pointer}/{name}", "is required")
+
+
+def _escaped(name: str) -> str:
+    """A member's name inside a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown field; {hint}"
