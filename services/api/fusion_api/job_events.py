@@ -60,6 +60,10 @@ async def _stream(
     yield b": connected\n\n"
     while True:
         try:
+            if time.monotonic() - last_checked > KEEPALIVE_S:
+                last_checked = time.monotonic()
+                if not await is_live(request):
+                    return
             ended, rows = await _read(services, caller, job_id, after)
         except STORE_DOWN as error:
             log.warning("stream_broken_off", job_id=str(job_id), error=repr(error))
@@ -78,10 +82,6 @@ async def _stream(
         if time.monotonic() - last_sent > KEEPALIVE_S:
             last_sent = time.monotonic()
             yield b": keepalive\n\n"
-        if time.monotonic() - last_checked > KEEPALIVE_S:
-            last_checked = time.monotonic()
-            if not await is_live(request):
-                return
 
 
 async def _read(services: Services, caller: Caller, job_id: UUID, after: int) -> tuple[bool, list[Any]]:
