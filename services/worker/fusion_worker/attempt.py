@@ -49,7 +49,6 @@ class AttemptRunner:
         self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
         self._run_dir.mkdir(parents=True)
         self._trainer: TrainerProcess | None = None
-        self._draining = asyncio.Event()
         pool, settings = machine.pool, machine.settings
         self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir)
         self._uploader = CheckpointUploader(pool, machine.storage, settings, attempt)
@@ -57,7 +56,6 @@ class AttemptRunner:
 
     def drain(self) -> None:
         """Stop at a checkpoint and release the job; within the grace period in any case."""
-        self._draining.set()
         self._heartbeat.ask_to_stop("drain")
 
     async def run(self) -> None:
@@ -74,11 +72,11 @@ class AttemptRunner:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     async def _run_guarded(self) -> None:
-        """The work beside its heartbeat, its uploads and the drain's deadline: the first to end decides."""
+        """The work beside its heartbeat, its uploads and the deadline of a stop: the first to end decides."""
         side = [
             asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
             asyncio.create_task(self._uploader.run(), name="uploads"),
-            asyncio.create_task(self._drain_deadline(), name="drain"),
+            asyncio.create_task(self._stop_deadline(), name="stop"),
         ]
         work = asyncio.create_task(self._work(), name="work")
         try:
@@ -90,10 +88,11 @@ class AttemptRunner:
                 task.cancel()
             await asyncio.gather(work, *side, return_exceptions=True)
 
-    async def _drain_deadline(self) -> None:
-        await self._draining.wait()
+    async def _stop_deadline(self) -> None:
+        """A trainer that does not stop when asked, for a drain or by the customer, is killed after the grace period."""
+        await self._heartbeat.asked.wait()
         await asyncio.sleep(self._machine.settings.drain_grace_s)
-        log.warning("drain_grace_over")
+        log.warning("stop_grace_over", reason=self._heartbeat.stop_reason)
         await self._persist(attempts.release)
 
     async def _persist(self, call: Any, *arguments: Any) -> Any:

@@ -25,6 +25,8 @@ class Heartbeat:
         self._attempt = attempt
         self._run_dir = run_dir
         self._stop: StopReason | None = None
+        self.asked = asyncio.Event()
+        """Set once the trainer has been asked to stop, for whatever reason."""
         self._last_renewal = time.monotonic()
 
     @property
@@ -37,6 +39,7 @@ class Heartbeat:
         if self._stop is not None and rank[self._stop] >= rank[reason]:
             return
         self._stop = reason
+        self.asked.set()
         write_control(self._run_dir, reason)
         log.info("trainer_asked_to_stop", reason=reason)
 

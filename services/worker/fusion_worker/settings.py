@@ -27,7 +27,7 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     isolation_limit_s: float = 600.0
     """Cut off from Postgres for longer, the trainer is stopped at a checkpoint."""
     drain_grace_s: float = 120.0
-    """From SIGTERM until the job is released with its last committed checkpoint, come what may."""
+    """From SIGTERM, a cancel or a stop until the job is given back at its last committed checkpoint, come what may."""
     checkpoint_every_s: float = 120.0
     """Checkpoints are due this long after the last, and at the end of each turn."""
     cache_bytes: int = 200 * 2**30
