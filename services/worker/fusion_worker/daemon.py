@@ -85,12 +85,14 @@ class Daemon:
         pause = self._settings.idle_poll_s * random.uniform(1, 2)  # noqa: S311 - jitter, not a secret
         waiting = asyncio.create_task(self._slot.next(pause))
         draining = asyncio.create_task(self._draining.wait())
-        await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if not waiting.done() and not self._slot.busy:
+        try:
+            await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done() and not await self._slot.settled():
+                return None
+            return await waiting
+        finally:
             waiting.cancel()
-            return None
-        return await waiting
+            draining.cancel()
 
     async def _attempt(self, job: JobRow, attempt: Attempt) -> None:
         names = {"job_id": str(job.id), "epoch": attempt.epoch, "account_id": str(job.account_id)}

@@ -68,6 +68,11 @@ class Slot:
             return False
         return True
 
+    async def settled(self) -> bool:
+        """Whether a job is held, once a claim that is under way has been answered."""
+        async with self._lock:
+            return self.busy
+
     async def next(self, timeout_s: float) -> tuple[JobRow, Attempt] | None:
         """The claimed job, or None after `timeout_s`."""
         try:
