@@ -61,14 +61,14 @@ async def test_three_crashes_without_progress_fail_the_job(
     job_id = await site.train("crash")
     await start_daemon()
     for crash in (1, 2):
-        await site.has_event(job_id, "interrupted", crash)
-        job = await site.job(job_id)
-        assert (job.state, job.crashes, job.retries) == ("queued", crash, crash)
+        interrupted = await site.has_event(job_id, "interrupted", crash)
+        assert [data["reason"] for data in interrupted] == ["crash"] * crash
         await site.be_due(job_id)
     job = await site.reaches(job_id, "failed")
     assert job.error is not None
     assert job.error["code"] == "retry_budget_spent"
     assert "crashed as asked" in job.error["message"]
+    assert job.retries == 2
     await idle(worker_settings)
 
 
