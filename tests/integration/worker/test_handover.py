@@ -1,0 +1,103 @@
+"""Jobs that pass from one worker to the next: by a drain, by a lost lease, over a checkpoint that cannot be read."""
+
+import signal
+import sys
+from uuid import UUID, uuid4
+
+import msgspec
+import psutil
+import pytest
+from fusion_core.db import attempts, sweep
+from fusion_core.db.attempts import Claimer
+from fusion_core.trainer_protocol import MANIFEST_FILE
+from fusion_local.processes import Processes
+from fusion_worker.settings import WorkerSettings
+
+from .conftest import POOL, Site, Start, alive, family_of, until
+
+
+async def steps(site: Site, job_id: UUID) -> list[object]:
+    return [data["step"] for kind, data in await site.events(job_id) if kind == "metrics"]
+
+
+async def test_sigterm_saves_and_releases_and_the_next_worker_resumes(
+    site: Site, processes: Processes, worker_environment: dict[str, str], start_daemon: Start
+) -> None:
+    job_id = await site.train("sleep")
+    argv = [sys.executable, "-m", "fusion_worker"]
+    processes.start("worker", argv, env=worker_environment)
+    await site.has_event(job_id, "metrics", 2)
+    worker = psutil.Process(processes.pid("worker"))
+    family = {worker, *worker.children(recursive=True)}
+    worker.send_signal(signal.SIGTERM)
+    interrupted = await site.has_event(job_id, "interrupted")
+    assert interrupted == [{"reason": "drain", "resume_step": 2}]
+    assert worker.wait(20) in (0, None), processes.log_path("worker").read_text()
+    assert alive(family) == []
+    job = await site.job(job_id)
+    assert (job.state, job.retries, job.crashes, job.losses) == ("queued", 0, 0, 0)
+    # The second daemon would sleep again if the checkpoint were not there.
+    await start_daemon()
+    await site.reaches(job_id, "completed")
+    assert await steps(site, job_id) == [1, 2, 3, 4]
+
+
+async def test_a_job_claimed_by_another_is_dropped_and_nothing_more_of_it_is_seen(
+    site: Site, start_daemon: Start, worker_settings: WorkerSettings
+) -> None:
+    job_id = await site.train("sleep")
+    await start_daemon(heartbeat_s=1.0)
+    await site.has_event(job_id, "checkpoint")
+    family = family_of(worker_settings.work_dir)
+    assert len(alive(family)) == 1
+    claimer = Claimer(worker_id=uuid4(), pool=POOL)
+    async with site.pool.acquire() as connection, connection.transaction():
+        await connection.execute("update jobs set lease_expires_at = now() - interval '1 s' where id = $1", job_id)
+        # in one transaction, which holds the row: the daemon cannot renew in between
+        reclaimed = await sweep.reclaim(connection, job_id, 1)
+        assert reclaimed is not None
+        await connection.execute("update jobs set not_before = now() where id = $1", job_id)
+        assert await attempts.claim(connection, claimer, job_id, 1, uuid4(), 60) is not None
+    before = await site.events(job_id)
+    objects = [item.key async for item in site.storage.list_prefix(f"jobs/{job_id}/")]
+
+    async def killed() -> bool:
+        return alive(family) == []
+
+    await until(killed, "the trainer is dead", 5)
+    follower = await site.train()  # the worker is free again
+    await site.reaches(follower, "completed")
+    assert await site.events(job_id) == before
+    assert [item.key async for item in site.storage.list_prefix(f"jobs/{job_id}/")] == objects
+    job = await site.job(job_id)
+    assert (job.state, job.lease_epoch, job.lease_owner) == ("running", 2, claimer.worker_id)
+
+
+@pytest.mark.parametrize("damage", ["changed", "deleted"])
+async def test_a_checkpoint_that_cannot_be_read_is_lost_and_the_job_starts_before_it(
+    site: Site, start_daemon: Start, damage: str
+) -> None:
+    job_id = await site.train("relapse")
+    await start_daemon()
+    await site.has_event(job_id, "checkpoint")
+    prefix = await site.pool.fetchval("select s3_prefix from checkpoints where job_id = $1", job_id)
+    if damage == "changed":
+        await site.storage.put_bytes(f"{prefix}/weights", b"x" * 1000)
+    else:
+        await site.storage.delete([f"{prefix}/weights"])
+    await site.has_event(job_id, "interrupted")
+    await site.be_due(job_id)
+    lost = await site.has_event(job_id, "checkpoint_lost")
+    assert lost[0]["step"] == 2
+    await site.has_event(job_id, "interrupted", 2)
+    await site.be_due(job_id)
+    await site.reaches(job_id, "completed")
+    assert await steps(site, job_id) == [1, 2, 1, 2, 3, 4]
+
+
+async def test_a_committed_checkpoint_has_its_manifest_beside_it(site: Site, start_daemon: Start) -> None:
+    job_id = await site.train("sleep")
+    await start_daemon()
+    await site.has_event(job_id, "checkpoint")
+    row = await site.pool.fetchrow("select s3_prefix, manifest from checkpoints where job_id = $1", job_id)
+    assert msgspec.json.decode(await site.storage.get_bytes(f"{row['s3_prefix']}/{MANIFEST_FILE}")) == row["manifest"]
