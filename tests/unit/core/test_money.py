@@ -1,0 +1,94 @@
+"""Prices: exact integers, the sum of their lines, and never less for more."""
+
+import pytest
+from fusion_core.money import (
+    DEFAULT_PRICES,
+    MAX_PARAMS,
+    Estimate,
+    PriceError,
+    Tier,
+    bill_cancelled,
+    estimate_contract,
+    estimate_train,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+sizes = st.integers(1, MAX_PARAMS)
+growths = st.tuples(sizes, sizes).map(lambda pair: (min(pair), max(pair)))
+token_counts = st.integers(0, 10**15)
+
+
+def lines(estimate: Estimate) -> dict[str, int]:
+    return {item.label: item.amount_microusd for item in estimate.line_items}
+
+
+@given(growths, token_counts)
+def test_an_estimate_is_the_integer_sum_of_its_lines(growth: tuple[int, int], tokens: int) -> None:
+    estimate = estimate_train(DEFAULT_PRICES, *growth, tokens)
+    amounts = [item.amount_microusd for item in estimate.line_items]
+    assert all(type(amount) is int for amount in amounts)
+    assert estimate.total_microusd == sum(amounts)
+    assert len(lines(estimate)) == len(amounts), "no label twice"
+
+
+@given(growths, token_counts, token_counts)
+def test_more_tokens_never_cost_less(growth: tuple[int, int], tokens: int, more: int) -> None:
+    cheaper = estimate_train(DEFAULT_PRICES, *growth, tokens)
+    assert estimate_train(DEFAULT_PRICES, *growth, tokens + more).total_microusd >= cheaper.total_microusd
+
+
+@given(growths, sizes, token_counts)
+def test_a_larger_result_never_costs_less(growth: tuple[int, int], other: int, tokens: int) -> None:
+    before, after = growth
+    larger = max(after, other)
+    cheaper = estimate_train(DEFAULT_PRICES, before, after, tokens)
+    assert estimate_train(DEFAULT_PRICES, before, larger, tokens).total_microusd >= cheaper.total_microusd
+
+
+@given(growths, token_counts)
+def test_the_minimum_is_a_line_only_where_it_is_needed(growth: tuple[int, int], tokens: int) -> None:
+    estimate = estimate_train(DEFAULT_PRICES, *growth, tokens)
+    work = sum(amount for label, amount in lines(estimate).items() if label != "minimum")
+    assert ("minimum" in lines(estimate)) == (work < DEFAULT_PRICES.minimum)
+    assert estimate.total_microusd == max(work, DEFAULT_PRICES.minimum)
+    assert ("growth" in lines(estimate)) == (growth[0] < growth[1])
+
+
+@given(growths, token_counts, st.data())
+def test_a_cancelled_job_never_owes_more_than_the_estimate(
+    growth: tuple[int, int], tokens: int, data: st.DataObject
+) -> None:
+    estimate = estimate_train(DEFAULT_PRICES, *growth, tokens)
+    committed = data.draw(st.integers(0, tokens))
+    bill = bill_cancelled(estimate, growth_done=data.draw(st.booleans()), tokens_committed=committed)
+    assert 0 <= bill.total_microusd <= estimate.total_microusd
+    assert "minimum" not in lines(bill)
+    nothing = bill_cancelled(estimate, growth_done=False, tokens_committed=0)
+    assert nothing.total_microusd == 0
+
+
+def test_the_published_examples() -> None:
+    billion = 1_000_000_000
+    grown = estimate_train(DEFAULT_PRICES, 1_550_000_000, 2_360_000_000, 1_536_000)
+    assert lines(grown) == {"training": 4_608_000, "growth": 20_250_000}
+    assert estimate_contract(DEFAULT_PRICES, 8 * billion).total_microusd == 20_000_000
+    one_token = estimate_train(DEFAULT_PRICES, billion, billion, 1)
+    assert lines(one_token) == {"training": 3, "minimum": 1_999_997}
+
+
+@pytest.mark.parametrize("tier", DEFAULT_PRICES.tiers)
+def test_a_tier_holds_its_limit_and_not_one_parameter_more(tier: Tier) -> None:
+    limit = tier.max_params
+    assert DEFAULT_PRICES.tier_of(limit) is tier
+    if tier is DEFAULT_PRICES.tiers[-1]:
+        with pytest.raises(PriceError, match="beyond the largest"):
+            DEFAULT_PRICES.tier_of(limit + 1)
+    else:
+        assert DEFAULT_PRICES.tier_of(limit + 1) is not tier
+
+
+@pytest.mark.parametrize(("before", "after", "tokens"), [(0, 1, 1), (2, 1, 1), (1, 1, -1)])
+def test_impossible_numbers_are_refused(before: int, after: int, tokens: int) -> None:
+    with pytest.raises(ValueError, match="must"):
+        estimate_train(DEFAULT_PRICES, before, after, tokens)
