@@ -31,6 +31,8 @@ _ALLOWED = (
     "FUSION_FAILPOINT",
 )
 _ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH")
+# Set for every trainer and inherited by all it starts: an orphan of any session or folder is known by it.
+RUN_DIR_VARIABLE = "FUSION_RUN_DIR"
 
 
 def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
@@ -48,12 +50,14 @@ def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
     return [sys.executable, "-m", *launcher, "-m", "fusion_engine", str(run_dir)]
 
 
-def environment(settings: WorkerSettings) -> dict[str, str]:
+def environment(settings: WorkerSettings, run_dir: Path) -> dict[str, str]:
+    """All that a trainer and its children see of the daemon's environment."""
     allowed = {
         name: value for name, value in os.environ.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
     }
     threads = str(settings.threads)
     fixed = {
+        RUN_DIR_VARIABLE: str(run_dir),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
@@ -82,7 +86,7 @@ class TrainerProcess:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 cwd=run_dir,
-                env=environment(settings),
+                env=environment(settings, run_dir),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -117,14 +121,13 @@ class TrainerProcess:
 
 
 def kill_strays(folder: Path) -> None:
-    """SIGKILL every process whose command names `folder`, and their descendants; returns when they are gone.
+    """SIGKILL every process that belongs to a run at or below `folder`, and descendants; returns when they are gone.
 
     Finds trainers whose launcher is already dead, also after a crash of an earlier daemon.
     """
     family: set[psutil.Process] = set()
-    marker = str(folder)
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and any(marker in part for part in process.info["cmdline"] or ()):
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if _belongs(process, folder):
             family.add(process)
             with contextlib.suppress(psutil.NoSuchProcess):
                 family.update(process.children(recursive=True))
@@ -133,3 +136,9 @@ def kill_strays(folder: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(list(family), timeout=KILL_DEADLINE_S)
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    """By what it was started with: the run directory is an argument of the trainer and a variable of all it starts."""
+    named = (*(process.info["cmdline"] or ()), (process.info["environ"] or {}).get(RUN_DIR_VARIABLE, ""))
+    return process.pid != os.getpid() and any(part == str(folder) or part.startswith(f"{folder}/") for part in named)
