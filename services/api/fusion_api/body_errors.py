@@ -47,6 +47,8 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
     if isinstance(value, str) and any(character < " " or character == "\x7f" for character in value):
         yield FieldError(pointer, "contains a control character")
         return
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # to JSON Schema 2.0 is an integer
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -106,7 +106,7 @@ async def get_metrics(
     job_id: FromPath[UUID],
     services: NamedDependency[Services],
     caller: NamedDependency[Caller],
-    since_step: Annotated[int, QueryParameter(ge=0, description="only later steps")] = 0,
+    since_step: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="only later steps")] = 0,
 ) -> MetricsPage:
     await own_job(services, caller, job_id)
     async with services.pool.acquire() as connection:

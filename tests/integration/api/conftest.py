@@ -12,7 +12,10 @@ from fusion_api.request_context import RequestContext
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
+from fusion_core.db import attempts
+from fusion_core.db.attempts import Attempt, Claimer, NewModel
 from fusion_core.db.pool import Pool, connect_pool, queries
+from fusion_core.problems import PROBLEMS
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
@@ -67,6 +70,47 @@ class Customer:
             "hyperparams": {"turns": 2, "output_name": "my-grown-model"},
         }
         return body | changes
+
+    async def submit(self, base: str, **changes: Any) -> str:
+        """The id of a new job."""
+        response = await self.send("POST", "/api/jobs", json=await self.job_body(base, **changes))
+        assert response.status_code == 201, response.text
+        return str(response.json()["id"])
+
+    async def claim(self, job_id: str) -> Attempt:
+        """What a worker does first."""
+        attempt_id = uuid4()
+        async with self.pool.acquire() as conn:
+            claimer = Claimer(worker_id=uuid4(), pool="h100x1")
+            job = await attempts.claim(conn, claimer, UUID(job_id), 0, attempt_id, 20)
+        assert job is not None
+        return Attempt(job.id, job.lease_epoch, attempt_id)
+
+    async def complete(self, attempt: Attempt) -> None:
+        """What a worker does last."""
+        manifest = Manifest((FileEntry("config.json", 5, "0" * 64),))
+        prefix = f"jobs/{attempt.job_id}"
+        model = NewModel(name="my-grown-model", params=9, config=CONFIG, s3_prefix=prefix, manifest=manifest)
+        async with self.pool.acquire() as conn:
+            result = {"perplexity_before": 17.0, "perplexity_after": 11.0}
+            await attempts.complete_training(conn, attempt, model, result)
+
+
+def check_problem(response: httpx.Response, code: str) -> Any:
+    """The body of an error, checked for everything that every error has."""
+    body = response.json()
+    assert (response.status_code, body.get("code")) == (PROBLEMS[code].status, code), body
+    assert response.headers["content-type"].startswith("application/problem+json")
+    assert list(body) == ["type", "title", "status", "detail", "code", "request_id", "errors"]
+    assert (body["title"], body["status"]) == (PROBLEMS[code].title, response.status_code)
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert PROBLEMS[code].advice in body["detail"]
+    return body
+
+
+@pytest.fixture
+def problem() -> Callable[[httpx.Response, str], Any]:
+    return check_problem
 
 
 @pytest.fixture

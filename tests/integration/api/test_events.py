@@ -1,0 +1,103 @@
+"""Events: as pages, as a stream that resumes, wakes, and always ends."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fusion_api import job_events
+from fusion_core.db import attempts
+from fusion_core.db.attempts import WorkerEvent
+
+Problem = Callable[[httpx.Response, str], Any]
+STREAM = {"Accept": "text/event-stream"}
+
+
+async def test_events_as_pages_and_as_a_stream_that_resumes(customer: Any, base_model_id: str) -> None:
+    created = (await customer.send("POST", "/api/jobs", json=await customer.job_body(base_model_id))).json()
+    path = f"/api/jobs/{created['id']}/events"
+    await customer.complete(await customer.claim(created["id"]))
+    events = (await customer.send("GET", path)).json()
+    assert [(event["seq"], event["type"]) for event in events] == [(1, "queued"), (2, "claimed"), (3, "completed")]
+    assert [event["seq"] for event in (await customer.send("GET", f"{path}?after=1&limit=1")).json()] == [2]
+    accept = {"Accept": "text/event-stream"}
+    whole = (await customer.send("GET", path, headers=accept)).text
+    assert whole.count("\nevent: ") == 3
+    rest = (await customer.send("GET", path, headers=accept | {"Last-Event-ID": "2"})).text
+    assert "id: 3\nevent: completed\n" in rest
+    assert rest.count("\nevent: ") == 1
+
+
+async def test_a_stream_wakes_for_new_events(customer: Any, base_model_id: str) -> None:
+    created = (await customer.send("POST", "/api/jobs", json=await customer.job_body(base_model_id))).json()
+    accept = {"Accept": "text/event-stream"}
+    stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{created['id']}/events", headers=accept))
+    await asyncio.sleep(0.2)
+    await customer.send("POST", f"/api/jobs/{created['id']}/cancel")
+    text = (await asyncio.wait_for(stream, 10)).text
+    assert text.endswith("event: cancelled\ndata: {}\n\n")
+
+
+async def test_a_metric_event_has_the_fields_of_a_metrics_point(customer: Any, base_model_id: str) -> None:
+    job_id = await customer.submit(base_model_id)
+    attempt = await customer.claim(job_id)
+    point = {"ts": "2026-06-04T02:30:00Z", "step": 1, "cycle": 1, "phase": "train", "loss": 2.5, "lr": 1e-4}
+    point |= {"throughput": 4.0, "vram_gb": 0.0, "grad_norm": 1.0, "tokens_per_s": 9.0}
+    async with customer.pool.acquire() as conn:
+        await attempts.append_events(conn, attempt, [WorkerEvent(1, "metrics", point)])
+    (event,) = (await customer.send("GET", f"/api/jobs/{job_id}/events?after=2")).json()
+    (listed,) = (await customer.send("GET", f"/api/jobs/{job_id}/metrics")).json()["points"]
+    assert event["data"] == listed == point
+
+
+@pytest.mark.parametrize("after", [3, 99])
+async def test_a_stream_past_the_last_event_of_an_ended_job_ends(customer: Any, base_model_id: str, after: int) -> None:
+    job_id = await customer.submit(base_model_id)
+    await customer.complete(await customer.claim(job_id))
+    stream = customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": str(after)})
+    assert (await asyncio.wait_for(stream, 10)).text == ": connected\n\n"
+
+
+async def test_an_idle_stream_is_kept_alive(customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_events, "KEEPALIVE_S", 0.1)
+    monkeypatch.setattr(job_events, "POLL_S", 0.2)
+    job_id = await customer.submit(base_model_id)
+    stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
+    await asyncio.sleep(1)
+    await customer.send("POST", f"/api/jobs/{job_id}/cancel")
+    assert ": keepalive\n\n" in (await asyncio.wait_for(stream, 10)).text
+
+
+async def test_a_stream_ends_when_its_key_is_revoked(
+    customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "KEEPALIVE_S", 0.1)
+    monkeypatch.setattr(job_events, "POLL_S", 0.2)
+    job_id = await customer.submit(base_model_id)
+    stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
+    await asyncio.sleep(0.5)
+    assert not stream.done()
+    await customer.pool.execute("update api_keys set revoked_at = now()")
+    assert (await asyncio.wait_for(stream, 10)).status_code == 200
+
+
+async def test_a_stream_polls_where_notifications_are_lost(
+    customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "POLL_S", 0.2)
+    await customer.pool.execute("drop trigger job_event_appended on job_events")
+    job_id = await customer.submit(base_model_id)
+    stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
+    await asyncio.sleep(0.5)
+    await customer.send("POST", f"/api/jobs/{job_id}/cancel")
+    assert "event: cancelled\n" in (await asyncio.wait_for(stream, 10)).text
+
+
+@pytest.mark.parametrize("query", ["after=-1", f"after={2**63}", "limit=0", "limit=501"])
+async def test_cursors_out_of_range_are_refused(
+    customer: Any, base_model_id: str, problem: Problem, query: str
+) -> None:
+    job_id = await customer.submit(base_model_id)
+    errors = problem(await customer.send("GET", f"/api/jobs/{job_id}/events?{query}"), "validation_failed")["errors"]
+    assert [error["pointer"] for error in errors] == [query.split("=", maxsplit=1)[0]]
