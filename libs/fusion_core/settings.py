@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TypeVar, get_type_hints
+from typing import Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -34,7 +34,7 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The one bucket that holds everything."""
     s3_region: str = "us-east-1"
     """Part of every signature; any word where the store has no regions."""
-    log_format: str = "auto"
+    log_format: Literal["auto", "json", "pretty"] = "auto"
     """json, pretty, or auto: pretty on a terminal."""
 
 

@@ -5,7 +5,9 @@ from fusion_core.settings import CommonSettings
 
 class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = 8000
+    """Where the API, its documents, /health and /ready answer."""
     training_pool: str = "h100x1"
     """The pool that new training jobs wait for."""
     ingest_pool: str = "cpu"
