@@ -133,14 +133,14 @@ async def pick_up(client: httpx.AsyncClient, connection: asyncpg.Connection, bod
     answer.raise_for_status()
     job_id = UUID(answer.json()["id"])
     await worker_is_idle(connection)
-    state, claimed = await connection.fetchrow(
-        "select state, (select min(created_at) from job_events where job_id = id and type = 'claimed')"
+    job = await connection.fetchrow(
+        "select state, (select min(created_at) from job_events where job_id = id and type = 'claimed') as claimed_at"
         " from jobs where id = $1",
         job_id,
     )
-    if state != "completed":
-        raise RuntimeError(f"job {job_id} is {state}")
-    return float((claimed.timestamp() - sent) * 1000)
+    if job is None or job["state"] != "completed":
+        raise RuntimeError(f"job {job_id} did not complete: {job}")
+    return float((job["claimed_at"].timestamp() - sent) * 1000)
 
 
 async def measure(stack: Stack, root: Path, count: int) -> list[float]:
