@@ -11,11 +11,17 @@ from fusion_core.trainer_protocol import FileEntry
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-async def test_one_job_can_be_followed_through_all_logs(platform: Any) -> None:
+@pytest.fixture(scope="module")
+def job_id(platform: Any) -> str:
+    """A job that has been completed."""
     worker = platform.start_worker("training")
-    job_id = platform.submit("logged")
+    job_id: str = platform.submit("logged")
     platform.completed(job_id)
     platform.stack.processes.stop(worker)
+    return job_id
+
+
+async def test_one_job_can_be_followed_through_all_logs(platform: Any, job_id: str) -> None:
     folder = platform.stack.processes.log_path("api").parent
     of_job: dict[str, list[dict[str, Any]]] = {}
     for path in folder.glob("*.log"):
@@ -32,6 +38,7 @@ async def test_one_job_can_be_followed_through_all_logs(platform: Any) -> None:
     assert (started["epoch"], started["account_id"]) == (1, of_job["api"][0]["account_id"])
 
 
+@pytest.mark.usefixtures("job_id")
 async def test_no_secret_is_in_any_log(platform: Any) -> None:
     secrets = [platform.secret, platform.stack.secrets.postgres, platform.stack.secrets.valkey]
     secrets += [platform.stack.secrets.s3_secret_key]
@@ -40,7 +47,8 @@ async def test_no_secret_is_in_any_log(platform: Any) -> None:
         assert not any(secret in text for secret in secrets), path.name
 
 
-async def test_the_base_models_files_are_untouched(platform: Any) -> None:
+@pytest.mark.usefixtures("job_id")
+async def test_a_job_leaves_its_base_models_files_as_they_were_imported(platform: Any) -> None:
     async with Storage(platform.stack.settings()) as storage:
         prefix = f"base-models/{platform.base_model_id}/"
         stored = {item.key.removeprefix(prefix): item async for item in storage.list_prefix(prefix)}

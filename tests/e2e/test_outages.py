@@ -27,6 +27,7 @@ async def test_a_job_survives_every_restart(platform: Any) -> None:
     for number in range(2):
         processes.stop(f"orchestrator-{number}")
     platform.start_orchestrators()
+    assert not platform.client.get_job(job_id).is_over, "the job must have lived through all of it"
     job = platform.completed(job_id, 120)
     processes.stop(worker)
     assert job.retries == 0, "an outage of Postgres is not a worker's death"
