@@ -119,17 +119,12 @@ class AttemptRunner:
     async def _follow(self) -> None:
         """Until the trainer has ended and every event it wrote has been taken."""
         assert self._trainer is not None
-        pump = asyncio.create_task(self._pump.run())
         ended = asyncio.create_task(self._trainer.wait())
         try:
-            await asyncio.wait({pump, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()  # a lost lease, or Postgres away past the isolation limit
+            await self._pump.run(ended)
         finally:
-            for task in (pump, ended):
-                task.cancel()
-            await asyncio.gather(pump, ended, return_exceptions=True)
-        await self._pump.pump()
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
 
     async def _finish(self) -> None:
         outcome = self._pump.outcome

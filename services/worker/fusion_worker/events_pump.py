@@ -49,11 +49,16 @@ class EventsPump:
         self.shards: list[ShardSaved] = []
         self.outcome: Outcome | None = None
 
-    async def run(self) -> None:
-        """Follow until cancelled. Raises LeaseLostError."""
-        while True:
+    async def run(self, trainer_ended: "asyncio.Task[int]") -> None:
+        """Follow until the trainer has ended and everything it wrote has been taken. Raises LeaseLostError.
+
+        Never cancelled for the trainer's end: what has been read but not appended would be lost.
+        """
+        last = False
+        while not last:
+            last = trainer_ended.done()
             await self.pump()
-            await asyncio.sleep(POLL_S)
+            await asyncio.wait({trainer_ended}, timeout=POLL_S)
 
     async def pump(self) -> None:
         """Take what has been written since the last call."""
