@@ -179,7 +179,8 @@ class Site:
         return await self.job(job_id)
 
     async def events(self, job_id: UUID) -> list[tuple[str, dict[str, object]]]:
-        found = await jobs.list_events(self.pool, job_id, after=0, limit=1000)
+        async with self.pool.acquire() as connection:
+            found = await jobs.list_events(connection, job_id, after=0, limit=1000)
         assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
         return [(event["type"], event["data"]) for event in found]
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psutil
 import pytest
-from fusion_core.db import attempts, sweep
+from fusion_core.db import attempts, jobs, sweep
 from fusion_core.db.attempts import Claimer
 from fusion_core.trainer_protocol import MANIFEST_FILE
 from fusion_local.processes import Processes
@@ -42,6 +42,37 @@ async def test_sigterm_saves_and_releases_and_the_next_worker_resumes(
     assert await steps(site, job_id) == [1, 2, 3, 4]
 
 
+async def test_a_trainer_that_does_not_obey_a_drain_is_killed_and_the_job_released(
+    site: Site, start_daemon: Start, worker_settings: WorkerSettings
+) -> None:
+    job_id = await site.train("hang")
+    daemon = await start_daemon(drain_grace_s=1)
+    await site.has_event(job_id, "checkpoint")
+    family = family_of(worker_settings.work_dir)
+    daemon.drain()
+    assert await site.has_event(job_id, "interrupted") == [{"reason": "drain", "resume_step": 2}]
+
+    async def gone() -> bool:
+        return not alive(family) and bool(await site.pool.fetchval("select state = 'gone' from workers"))
+
+    await until(gone, "the worker and its trainer are gone", 10)
+
+
+async def test_a_stopped_job_keeps_its_checkpoint_and_resumes_on_request(site: Site, start_daemon: Start) -> None:
+    job_id = await site.train("sleep")
+    await start_daemon()
+    await site.has_event(job_id, "metrics", 2)
+    account_id = (await site.job(job_id)).account_id
+    async with site.pool.acquire() as connection:
+        await jobs.stop_job(connection, account_id, job_id)
+    job = await site.reaches(job_id, "stopped", 10)
+    assert (job.last_checkpoint_step, job.retries) == (2, 0)
+    async with site.pool.acquire() as connection:
+        await jobs.resume_job(connection, account_id, job_id)
+    await site.reaches(job_id, "completed")
+    assert await steps(site, job_id) == [1, 2, 3, 4]
+
+
 async def test_a_job_claimed_by_another_is_dropped_and_nothing_more_of_it_is_seen(
     site: Site, start_daemon: Start, worker_settings: WorkerSettings
 ) -> None:
@@ -62,7 +93,7 @@ async def test_a_job_claimed_by_another_is_dropped_and_nothing_more_of_it_is_see
     objects = [item.key async for item in site.storage.list_prefix(f"jobs/{job_id}/")]
 
     async def killed() -> bool:
-        return alive(family) == []
+        return not alive(family)
 
     await until(killed, "the trainer is dead", 5)
     follower = await site.train()  # the worker is free again
