@@ -1,14 +1,32 @@
 """python -m fusion_api: serve the public API."""
 
+import contextlib
 import sys
+from types import FrameType
 
 import uvicorn
 from fusion_core import logs
 from fusion_core.settings import SettingsError, load
+from litestar import Litestar
 
 from fusion_api.app import create_app
 from fusion_api.request_context import RequestContext
+from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM open streams end at once, instead of holding the process until they are cut off."""
+
+    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        services: Services | None = self._app.state.get("services")  # None: the signal came while starting
+        if services is not None:
+            services.hub.close()
+        super().handle_exit(sig, frame)
 
 
 def main() -> None:
@@ -17,8 +35,9 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(str(error))
     logs.configure("api", settings.log_format)
-    uvicorn.run(
-        RequestContext(create_app(settings)),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        RequestContext(app),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -29,6 +48,11 @@ def main() -> None:
         h11_max_incomplete_event_size=65536,
         server_header=False,
     )
+    server = Server(config, app)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
+        server.run()
+    if not server.started:
+        sys.exit("the API could not start; the log says why")
 
 
 if __name__ == "__main__":

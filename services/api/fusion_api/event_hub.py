@@ -20,6 +20,7 @@ class EventHub:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.closing = False
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -42,6 +43,13 @@ class EventHub:
             self._waiters[job_id].discard(event)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
+
+    def close(self) -> None:
+        """Wake every waiter for the last time: streams look at `closing` and end."""
+        self.closing = True
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
 
     def _wake(self, _connection: Any, _pid: int, _channel: str, job_id: object) -> None:
         for event in self._waiters.get(str(job_id), ()):

@@ -55,7 +55,10 @@ async def get_events(
 async def _stream(
     request: Request[Any, Any, Any], services: Services, caller: Caller, job_id: UUID, after: int
 ) -> AsyncIterator[bytes]:
-    """Every event once, in order; ends with the job, or when the key is revoked. Holds no connection while waiting."""
+    """Every event once, in order; ends with the job, when the key is revoked, or with this process.
+
+    Holds no connection to Postgres while it waits. Clients come again with Last-Event-ID.
+    """
     last_sent = last_checked = time.monotonic()
     yield b": connected\n\n"
     while True:
@@ -67,7 +70,7 @@ async def _stream(
             ended, rows = await _read(services, caller, job_id, after)
         except STORE_DOWN as error:
             log.warning("stream_broken_off", job_id=str(job_id), error=repr(error))
-            return  # clients come again with Last-Event-ID
+            return
         for row in rows:
             after, last_sent = row["seq"], time.monotonic()
             data = msgspec.json.encode(row["data"]).decode()
@@ -76,7 +79,7 @@ async def _stream(
                 return
         if len(rows) == PAGE:
             continue
-        if ended:
+        if ended or services.hub.closing:
             return
         await services.hub.wait(str(job_id), POLL_S)
         if time.monotonic() - last_sent > KEEPALIVE_S:
