@@ -16,11 +16,12 @@ demo: install ## grow, train, kill, resume and deliver a model, in minutes (FRES
 up: install ## run everything until Ctrl-C; data stays in .fusion
 	@$(BIN)/fusion-local up
 
-down: install ## end what a crashed run left behind
+down: install ## end a running stack, or what a crashed one left behind
 	@$(BIN)/fusion-local down
 
 test: check ## lint, types, import contracts and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
 
 check: install ## lint, format, types and import contracts
 	$(BIN)/ruff format --check .

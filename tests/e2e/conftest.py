@@ -25,11 +25,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["the", "model", "grows", "new", "layers", "and", "learns", "from", "every", "row", "while", "old", "weights"]
 QUICK = {
-    "FUSION_LEASE_TTL_S": "3",
+    "FUSION_LEASE_TTL_S": "6",
     "FUSION_HEARTBEAT_S": "0.5",
     "FUSION_IDLE_POLL_S": "0.5",
     "FUSION_SWEEP_S": "0.3",
-    "FUSION_SWEEP_GAP_S": "2",
+    "FUSION_SWEEP_GAP_S": "4",
     "FUSION_CHECKPOINT_EVERY_S": "0.0001",
     "FUSION_DRAIN_GRACE_S": "20",
     "FUSION_LOG_FORMAT": "json",
@@ -156,7 +156,7 @@ class Platform:
         )
         return job.id
 
-    def wait(self, job_id: str, until: Callable[[JobDetail], bool], deadline_s: float = 90) -> JobDetail:
+    def wait(self, job_id: str, until: Callable[[JobDetail], bool], deadline_s: float = 150) -> JobDetail:
         end = time.monotonic() + deadline_s
         while True:
             job = self.client.get_job(job_id)
@@ -165,7 +165,7 @@ class Platform:
             assert time.monotonic() < end, f"{job} after {deadline_s} s; logs in {self.root}"
             time.sleep(0.1)
 
-    def completed(self, job_id: str, deadline_s: float = 90) -> JobDetail:
+    def completed(self, job_id: str, deadline_s: float = 150) -> JobDetail:
         job = self.wait(job_id, lambda job: job.finished_at is not None, deadline_s)
         assert job.status == "completed", job.error
         return job
