@@ -2,24 +2,11 @@
 # Make .venv with exactly what requirements.lock says; does nothing if that is done. Called by every make target.
 set -eu
 cd "$(dirname "$0")"
+here=$(pwd -P)
 
-fingerprint=$(cat requirements.lock pyproject.toml bootstrap.sh | cksum | cut -d' ' -f1)
+# The folder counts too: a virtual environment that was moved or copied still points at its old place.
+fingerprint=$({ echo "$here"; cat requirements.lock pyproject.toml bootstrap.sh; } | cksum | cut -d' ' -f1)
 stamp=".venv/.installed-$fingerprint"
-[ -f "$stamp" ] && exit 0
-
-# Two makes at once: the second waits for the first, which may need minutes.
-waited=0
-until mkdir .bootstrap.lock 2>/dev/null; do
-    if [ "$waited" -ge 1800 ]; then
-        echo "Another make has been installing for half an hour. If none runs: rmdir .bootstrap.lock" >&2
-        exit 1
-    fi
-    [ "$waited" -eq 0 ] && echo "Waiting for another make to finish installing ..."
-    sleep 1
-    waited=$((waited + 1))
-done
-trap 'rmdir .bootstrap.lock 2>/dev/null || true' EXIT
-trap 'exit 130' INT TERM
 [ -f "$stamp" ] && exit 0
 
 new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
@@ -35,8 +22,21 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
+# Two makes at once: the second waits for the first, which may need minutes. The lock belongs to the open file that this
+# shell shares with Python, and the kernel frees it however the shell ends.
+exec 9>.bootstrap.lock
+lock='import fcntl, sys; fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[1:] else 0))'
+if ! "$python" -c "$lock" try 2>/dev/null; then
+    echo "Waiting for another make to finish installing ..."
+    "$python" -c "$lock"
+fi
+[ -f "$stamp" ] && exit 0
+
 echo "Installing into .venv with $($python --version); the first time this takes a few minutes."
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+if ! .venv/bin/pip --version 2>/dev/null | grep -qF "from $here/.venv/"; then
+    rm -rf .venv
+    "$python" -m venv .venv
+fi
 rm -f .venv/.installed-*
 # torch alone and first: asked for by its exact version, pip may take a wheel without CUDA where the machine offers one.
 .venv/bin/pip install --disable-pip-version-check "$(grep '^torch==' requirements.lock)"
