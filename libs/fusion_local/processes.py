@@ -4,16 +4,20 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import psutil
 from fusion_core.parent_death import die_with_parent
 
 STOP_DEADLINE_S = 20.0
+LEFTOVER_DEADLINE_S = 5.0
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ChildDiedError(RuntimeError):
@@ -21,11 +25,41 @@ class ChildDiedError(RuntimeError):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A child as written to processes.json. The create time tells it from a later process of the same number."""
+    """A process as written to disk. The create time tells it from a later process of the same number."""
 
     name: str
     pid: int
     created: float
+
+    @classmethod
+    def of(cls, name: str, pid: int) -> Self:
+        """Raises psutil.NoSuchProcess."""
+        return cls(name, pid, psutil.Process(pid).create_time())
+
+    def process(self) -> psutil.Process | None:
+        """The process, if it still runs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) < 1:
+                return process
+        return None
+
+
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """What asks us to end waits for the end of the block: no child is started that is not in the books yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers belong to the main thread, which signals do not interrupt here
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 def kill_tree(pid: int) -> None:
@@ -60,8 +94,8 @@ class Processes:
         user: str | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        """Start `argv` with exactly this environment; its output goes to logs/<name>.log."""
-        with self.log_path(name).open("ab") as log:
+        """Start `argv` with exactly this environment; its output goes to logs/<name>.log. For the main thread only."""
+        with self.log_path(name).open("ab") as log, signals_deferred():
             child = subprocess.Popen(
                 list(argv),
                 env=dict(env),
@@ -70,11 +104,11 @@ class Processes:
                 stderr=log,
                 start_new_session=True,
                 user=user,
-                preexec_fn=partial(die_with_parent, stop_signal),  # noqa: PLW1509 - started from the main thread, before any other
+                preexec_fn=partial(die_with_parent, stop_signal),  # noqa: PLW1509 - it only makes one system call
             )
-        self._children[name] = child
-        self._signals[name] = stop_signal
-        self._write()
+            self._children[name] = child
+            self._signals[name] = stop_signal
+            self._write()
 
     def log_path(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -123,7 +157,7 @@ class Processes:
         records = []
         for name, child in self._children.items():
             with contextlib.suppress(psutil.NoSuchProcess):
-                records.append(Record(name, child.pid, psutil.Process(child.pid).create_time()))
+                records.append(Record.of(name, child.pid))
         temporary = self._record.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(records))
         temporary.replace(self._record)
@@ -144,16 +178,24 @@ def kill_leftovers(root: Path) -> list[str]:
         return []
     killed = []
     for record in reversed(records):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(record.pid)
-            if abs(process.create_time() - record.created) < 1:
-                process.send_signal(signal.SIGINT if record.name == "postgres" else signal.SIGTERM)
-                _, alive = psutil.wait_procs([process], timeout=5)
-                if alive:
-                    kill_tree(record.pid)
-                killed.append(record.name)
+        process = record.process()
+        if process is not None:
+            end_orphan(process, signal.SIGINT if record.name == "postgres" else signal.SIGTERM)
+            killed.append(record.name)
     (root / "processes.json").unlink(missing_ok=True)
     return killed
+
+
+def end_orphan(process: psutil.Process, stop_signal: signal.Signals) -> None:
+    """End a process that is no child of ours, and its descendants: first asked, then killed."""
+    family = [*_descendants(process.pid), process]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(stop_signal)
+    psutil.wait_procs([process], timeout=LEFTOVER_DEADLINE_S)
+    for member in family:
+        if member.is_running():
+            kill_tree(member.pid)
+    psutil.wait_procs(family, timeout=STOP_DEADLINE_S)
 
 
 def base_environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -10,25 +9,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
+from uuid import UUID
 
 import httpx
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db.migrate import migrate
-from fusion_core.db.pool import connect, queries
+from fusion_core.db.pool import Connection, connect, queries
 from rich.console import Console
 
-from fusion_local.processes import base_environment, wait_until
+from fusion_local.processes import ENDING_SIGNALS, base_environment, kill_leftovers, wait_until
+from fusion_local.run_lock import RunLock
 from fusion_local.stack import HOST, Stack, free_port, write_private
 
 TRAINING_POOL, INGEST_POOL = "local", "cpu"
 TRAINER, READER = "worker-training", "worker-cpu"
 PREFERRED_PORT = 8000
 CHECKPOINT_EVERY_S = 10
-
-
-class AlreadyRunningError(RuntimeError):
-    """Another `make up` or `make demo` holds this data folder."""
 
 
 class Access(NamedTuple):
@@ -40,19 +37,25 @@ class Access(NamedTuple):
 
 
 class LocalFusion:
-    """Context manager: everything runs inside, nothing is left after."""
+    """Context manager: everything runs inside, nothing is left after. For the main thread only."""
 
     def __init__(self, root: Path, console: Console) -> None:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self._console = console
-        self._lock: IO[str] | None = None
-        self.stack = Stack(self.root)
+        self._lock = RunLock(self.root)
+        self._handlers: dict[signal.Signals, Any] = {}
+        self.stack: Stack
         self.access: Access
 
     def __enter__(self) -> Self:
-        self._take_lock()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        """Raises AlreadyRunningError, StackError, ChildDiedError or TimeoutError."""
+        self._lock.take()
+        self.stack = Stack(self.root)
+        self._handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if self._handlers[number] is not signal.SIG_IGN:  # nohup stays nohup
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
         try:
             self._start()
         except BaseException:
@@ -61,20 +64,12 @@ class LocalFusion:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # what follows takes a moment and must not be cut short
         self.stack.stop()
-        if self._lock is not None:
-            self._lock.close()
-
-    def _take_lock(self) -> None:
-        self._lock = (self.root / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunningError(
-                f"another make up or make demo runs over {self.root}; stop it with Ctrl-C, or with make down"
-            ) from error
+        self._lock.release()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _start(self) -> None:
         port = self._api_port()
@@ -143,15 +138,25 @@ class LocalFusion:
         if key is not None and _works(url, key):
             is_new = False
         else:
-            key, is_new = asyncio.run(_create_key(self.stack.database_url())), True
+            key, is_new = asyncio.run(_create_key(self.stack.database_url(), self.root / "account")), True
         write_private(env_file, f"export FUSION_API_URL={url}\nexport FUSION_API_KEY={key}\n".encode())
         return Access(url, key, is_new)
 
-    def run_until_interrupted(self, check_every_s: float = 1.0) -> None:
-        """Raises ChildDiedError when a service ends by itself."""
-        while True:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within, a service that ends by itself raises ChildDiedError, whatever the main thread waits for."""
+        before = signal.signal(signal.SIGCHLD, lambda *_: self.stack.processes.check())
+        try:
             self.stack.processes.check()
-            time.sleep(check_every_s)
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def run_until_interrupted(self) -> None:
+        """Raises ChildDiedError when a service ends by itself."""
+        with self.watching():
+            while True:
+                time.sleep(60)
 
 
 def _is_free(port: int) -> bool:
@@ -176,14 +181,14 @@ def _works(url: str, key: str) -> bool:
     return answer.status_code == 200
 
 
-async def _create_key(database_url: str) -> str:
+async def _create_key(database_url: str, account_file: Path) -> str:
+    """A key of the account that an earlier run made, so that its jobs and models stay in sight, else of a new one."""
     secret = new_secret()
     connection = await connect(database_url, application_name="fusion-local")
     try:
-        account = await queries.insert_account(connection, name="local")
         await queries.insert_api_key(
             connection,
-            account_id=account["id"],
+            account_id=await _account_id(connection, account_file),
             name="make up",
             prefix=visible_prefix(secret),
             secret_sha256=secret_sha256(secret),
@@ -192,3 +197,28 @@ async def _create_key(database_url: str) -> str:
     finally:
         await connection.close()
     return secret
+
+
+async def _account_id(connection: Connection, account_file: Path) -> UUID:
+    if account_file.exists():
+        known = UUID(account_file.read_text())
+        if await queries.get_account(connection, account_id=known) is not None:
+            return known
+    account = await queries.insert_account(connection, name="local")
+    write_private(account_file, str(account["id"]).encode())
+    return UUID(str(account["id"]))
+
+
+def stop_local(root: Path) -> list[str]:
+    """End the stack over this folder, running or left behind by a crash; answers the names of what was ended.
+
+    Raises AlreadyRunningError when a running one does not end.
+    """
+    if not root.exists():
+        return []
+    lock = RunLock(root.resolve())
+    ended = ["make up or make demo"] if lock.take_from_holder() else []
+    try:
+        return ended + kill_leftovers(root)
+    finally:
+        lock.release()

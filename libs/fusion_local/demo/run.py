@@ -1,20 +1,21 @@
 """make demo: one job from upload to delivery, its worker killed half-way, through the public API alone."""
 
+import hashlib
 import subprocess
 import sys
 import sysconfig
 import time
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import msgspec
-from fusion_client import Event, Fusion, JobDetail
+from fusion_client import Estimate, Event, Fusion, JobDetail
 from fusion_client.progress import watch
+from fusion_core.growth_plan import plan_depth_growth
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from fusion_local.demo.base_model import build_base_model
+from fusion_local.demo.base_model import REHEARSAL, build_base_model
 from fusion_local.demo.texts import source_code, write_rows
 from fusion_local.processes import base_environment
 from fusion_local.services import TRAINER, TRAINING_POOL, LocalFusion
@@ -38,10 +39,10 @@ class DemoError(RuntimeError):
 
 
 class State(msgspec.Struct):
-    """What an earlier run left to reuse."""
+    """What an earlier run left to reuse. A new `serial` means another job for the same question."""
 
     dataset_id: str = ""
-    idempotency_key: str = ""
+    serial: int = 1
 
 
 def run_demo(root: Path, console: Console, *, fresh: bool) -> None:
@@ -50,25 +51,33 @@ def run_demo(root: Path, console: Console, *, fresh: bool) -> None:
     folder = root / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     console.rule("1 · Fusion starts")
-    with LocalFusion(root, console) as fusion, Fusion(fusion.access.url, fusion.access.key) as client:
+    with (
+        LocalFusion(root, console) as fusion,
+        fusion.watching(),
+        Fusion(fusion.access.url, fusion.access.key) as client,
+    ):
         console.rule("2 · the operator imports a base model")
-        base_model_id = _import_base_model(fusion, folder, console)
+        base = build_base_model(folder / f"base-{sys.version_info.major}.{sys.version_info.minor}", console)
+        base_model_id = _import_base_model(fusion, base, console)
         state = _read_state(folder)
+        if fresh:
+            state.serial += 1
         console.rule("3 · the customer uploads a dataset")
         state.dataset_id = _dataset(client, folder, state.dataset_id, console)
-        if fresh or not state.idempotency_key:
-            state.idempotency_key = f"demo-{uuid4().hex[:12]}"
         _write_state(folder, state)
         console.rule("4 · the customer estimates and submits")
-        job = _submit(client, base_model_id, state, console)
+        estimate = _estimate(client, base_model_id, base / "config.json", console)
+        job = _submit(client, base_model_id, folder, state, console)
         console.rule("5 · grow, train, kill -9, resume")
         job = _follow(fusion, client, job, console)
         console.rule("6 · deliver")
         model_dir = folder / "model"
-        result = _deliver(client, job, model_dir, console)
+        result = _deliver(client, job, model_dir, console) | {"estimate_usd": estimate.total_usd}
         result |= {"seconds": round(time.monotonic() - started, 1), "model_dir": str(model_dir.resolve())}
-        _show(result, client, job, model_dir, console)
-        (folder / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
+        _show(result, model_dir, console)
+        (folder / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        if result["estimate_usd"] != result["billed_usd"]:
+            raise DemoError(f"job {job.id}: the bill differs from the estimate")
 
 
 def _state_path(folder: Path) -> Path:
@@ -86,10 +95,8 @@ def _write_state(folder: Path, state: State) -> None:
     temporary.replace(_state_path(folder))
 
 
-def _import_base_model(fusion: LocalFusion, folder: Path, console: Console) -> str:
-    base = folder / f"base-{sys.version_info.major}.{sys.version_info.minor}"
-    model = build_base_model(base, console)
-    rehearsal = base / "rehearsal.jsonl"
+def _import_base_model(fusion: LocalFusion, model: Path, console: Console) -> str:
+    rehearsal = model.parent / REHEARSAL
     command = [str(Path(sysconfig.get_path("scripts")) / "fusion-admin"), "base-models", "import", str(model)]
     done = subprocess.run(
         [*command, "--rehearsal", str(rehearsal)],
@@ -120,26 +127,39 @@ def _dataset(client: Fusion, folder: Path, known: str, console: Console) -> str:
     return dataset.id
 
 
-def _submit(client: Fusion, base_model_id: str, state: State, console: Console) -> JobDetail:
+def _estimate(client: Fusion, base_model_id: str, config: Path, console: Console) -> Estimate:
+    """What the job will cost, asked before it exists; the grown model's size is arithmetic on the base's config."""
     base = next(model for model in client.list_base_models() if model.id == base_model_id)
-    console.print(f"  base model {base.name}: {base.params:,} parameters")
+    plan = plan_depth_growth(msgspec.json.decode(config.read_bytes(), type=dict[str, Any]))
+    console.print(f"  base model {base.name}: {base.params:,} parameters, to grow to {plan.params_after:,}")
     console.print(
         f"  {TURNS} turns x {CYCLES} cycles x {STEPS_PER_CYCLE} steps, made for two cores: "
         f"the defaults, meant for a GPU, would be {TURNS} x 6 x 1000 = {TURNS * 6000:,} steps"
     )
-    job = client.create_job(
-        base_model_id=base_model_id,
-        dataset_id=state.dataset_id,
-        hyperparams=HYPERPARAMS,
-        idempotency_key=state.idempotency_key,
-    )
-    detail = client.get_job(job.id)
     tokens = TURNS * CYCLES * STEPS_PER_CYCLE * HYPERPARAMS["seq_len"] * HYPERPARAMS["batch_size"]
-    asked = {"type": "train", "params_before": detail.params_before, "params_after": detail.params_after}
-    estimate = client.estimate(asked | {"tokens": tokens})
+    asked = {"type": "train", "params_before": base.params, "params_after": plan.params_after, "tokens": tokens}
+    estimate = client.estimate(asked)
     lines = ", ".join(f"{line.label} ${line.amount:.6f}" for line in estimate.line_items)
-    console.print(f"  estimate ${estimate.total_usd:.6f} ({lines}); POST /jobs  →  job {job.id}, {job.status}")
-    return detail
+    console.print(f"  estimate ${estimate.total_usd:.6f} ({lines})")
+    return estimate
+
+
+def _submit(client: Fusion, base_model_id: str, folder: Path, state: State, console: Console) -> JobDetail:
+    """The job of this question: begun, finished by an earlier run, or new where that one failed or was cancelled."""
+    question = msgspec.json.encode([base_model_id, state.dataset_id, HYPERPARAMS], order="sorted")
+    while True:
+        job = client.create_job(
+            base_model_id=base_model_id,
+            dataset_id=state.dataset_id,
+            hyperparams=HYPERPARAMS,
+            idempotency_key=f"demo-{state.serial}-{hashlib.sha256(question).hexdigest()[:12]}",
+        )
+        if job.status not in ("failed", "cancelled"):
+            console.print(f"  POST /jobs  →  job {job.id}, {job.status}")
+            return client.get_job(job.id)
+        console.print(f"  job {job.id} of an earlier run is {job.status}: submitting it anew")
+        state.serial += 1
+        _write_state(folder, state)
 
 
 def _follow(fusion: LocalFusion, client: Fusion, job: JobDetail, console: Console) -> JobDetail:
@@ -188,19 +208,15 @@ def _deliver(client: Fusion, job: JobDetail, model_dir: Path, console: Console) 
         "params_after": job.params_after,
         "perplexity": result["perplexity"],
         "tokens": result["tokens"],
-        "estimate_usd": job.estimate.total_usd,
         "billed_usd": result["cost_usd"],
         "retries": job.retries,
     }
 
 
-def _show(result: dict[str, Any], client: Fusion, job: JobDetail, model_dir: Path, console: Console) -> None:
+def _show(result: dict[str, Any], model_dir: Path, console: Console) -> None:
     from fusion_local.demo.show import generate, table
 
     console.print("  loaded with AutoModelForCausalLM.from_pretrained; it goes on from the prompt:")
-    console.print(
-        "".join(f"    {line}\n" for line in generate(model_dir, PROMPT).splitlines()), style="cyan", markup=False
-    )
+    lines = generate(model_dir, PROMPT).splitlines()
+    console.print("".join(f"    {line}\n" for line in lines), style="cyan", markup=False)
     console.print(table(result))
-    if result["estimate_usd"] != result["billed_usd"]:
-        raise DemoError(f"job {job.id}: the bill differs from the estimate")
