@@ -136,17 +136,6 @@ async def test_a_store_that_is_away_is_503_with_a_time_to_come_back(
     assert int(response.headers["retry-after"]) > 0
 
 
-async def test_a_database_that_ends_connections_is_no_fault_of_ours(customer: Any, pool: Pool) -> None:
-    """As in a restart of Postgres: never 500, and well again at once."""
-    assert (await customer.send("GET", "/api/jobs")).status_code == 200
-    await pool.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
-        " where application_name = 'fusion-api' and datname = current_database()"
-    )
-    assert (await customer.send("GET", "/api/jobs")).status_code in (200, 503)
-    assert (await customer.send("GET", "/api/jobs")).status_code == 200
-
-
 async def test_one_log_line_a_request_routed_or_not(customer: Any, http: httpx.AsyncClient) -> None:
     requests = [("GET", "/api/jobs", 200), ("GET", "/api/nothing", 404), ("PUT", "/api/jobs", 405)]
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
