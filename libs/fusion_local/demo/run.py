@@ -46,7 +46,7 @@ class State(msgspec.Struct):
 
 
 def run_demo(root: Path, console: Console, *, fresh: bool) -> None:
-    """Raises DemoError, ChildDiedError, TimeoutError."""
+    """Raises DemoError, AlreadyRunningError, StackError, ChildDiedError, TimeoutError, or FusionError as a customer."""
     started = time.monotonic()
     folder = root / "demo"
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,15 +148,16 @@ def _submit(client: Fusion, base_model_id: str, folder: Path, state: State, cons
     """The job of this question: begun, finished by an earlier run, or new where that one failed or was cancelled."""
     question = msgspec.json.encode([base_model_id, state.dataset_id, HYPERPARAMS], order="sorted")
     while True:
-        job = client.create_job(
+        created = client.create_job(
             base_model_id=base_model_id,
             dataset_id=state.dataset_id,
             hyperparams=HYPERPARAMS,
             idempotency_key=f"demo-{state.serial}-{hashlib.sha256(question).hexdigest()[:12]}",
         )
+        job = client.get_job(created.id)
         if job.status not in ("failed", "cancelled"):
             console.print(f"  POST /jobs  →  job {job.id}, {job.status}")
-            return client.get_job(job.id)
+            return job
         console.print(f"  job {job.id} of an earlier run is {job.status}: submitting it anew")
         state.serial += 1
         _write_state(folder, state)
@@ -167,14 +168,14 @@ def _follow(fusion: LocalFusion, client: Fusion, job: JobDetail, console: Consol
     if job.status == "completed":
         console.print("  the job of an earlier run is completed; make demo FRESH=1 trains anew")
         return job
-    half = job.progress.total_steps // 2
+    kill_at = max(job.progress.total_steps // 2, job.progress.step + 1)  # earlier events tell of an earlier run
     killed = job.retries > 0
     has_checkpoint = job.last_checkpoint_step > 0
 
     def on_event(event: Event) -> None:
         nonlocal killed, has_checkpoint
         has_checkpoint = has_checkpoint or event.type == "checkpoint"
-        if killed or not has_checkpoint or event.type != "metrics" or int(event.data["step"]) < half:
+        if killed or not has_checkpoint or event.type != "metrics" or int(event.data["step"]) < kill_at:
             return
         killed = True
         pid = fusion.stack.processes.pid(TRAINER)
