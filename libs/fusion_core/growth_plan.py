@@ -5,6 +5,7 @@ computes exactly what the base computes (LLaMA-Pro, arXiv 2401.02415).
 """
 
 import hashlib
+from typing import Literal
 
 import msgspec
 
@@ -17,11 +18,18 @@ class UnsupportedArchitectureError(ValueError):
 
 
 class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A validated description of the added capacity: new block j copies and follows old block `new_after[j]`."""
+    """A validated description of the added capacity.
 
-    axis: str = "depth"
+    Depth: new block j copies and follows old block `new_after[j]`. Width: every block's FFN goes from `ffn_before` to
+    `ffn_after` channels. No growth: `new_after` is empty and the widths are equal. How many parameters are added is
+    fixed when the job is created; the diagnosis may still choose other places for as many blocks.
+    """
+
+    axis: Literal["depth", "width"] = "depth"
     layers_before: int
-    new_after: tuple[int, ...]
+    new_after: tuple[int, ...] = ()
+    ffn_before: int = 0
+    ffn_after: int = 0
     params_before: int
     params_after: int
 

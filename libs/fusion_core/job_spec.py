@@ -1,37 +1,53 @@
 """The customer's hyperparameters and the frozen spec that a job keeps for its whole life."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.growth_plan import DEFAULT_GROWTH_FACTOR, GrowthPlan
 
 SPEC_VERSION = 1
 
 # Names, defaults and ranges are the product's contract.
+OutputName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+SeqLen = Annotated[int, Meta(ge=8, le=131_072)]
+BatchSize = Annotated[int, Meta(ge=1, le=4096)]
+Rate = Annotated[float, Meta(gt=0, le=1)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a training job, as in `hyperparams` of POST /jobs."""
 
     turns: Annotated[int, Meta(ge=1, le=10)] = 1
-    output_name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = (
-        None
-    )
+    output_name: OutputName | None = None
     cycles: Annotated[int, Meta(ge=1, le=1000)] = 6
     steps_per_cycle: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     train_steps: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
-    lr: Annotated[float, Meta(gt=0, le=1)] = 1e-4
-    seq_len: Annotated[int, Meta(ge=8, le=131_072)] = 256
-    batch_size: Annotated[int, Meta(ge=1, le=4096)] = 1
+    lr: Rate = 1e-4
+    seq_len: SeqLen = 256
+    batch_size: BatchSize = 1
+    gradient_accumulation: Annotated[int, Meta(ge=1, le=1024)] = 1
     growth_factor: Annotated[float, Meta(ge=1.0, le=4.0)] = DEFAULT_GROWTH_FACTOR
-    replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.1
+    layers_added: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    growth_axis: Literal["depth", "width"] = "depth"
+    growth_placement: Literal["diagnosed", "upper", "even"] = "diagnosed"
+    train_scope: Literal["new", "all"] = "new"
+    old_lr_scale: Share = 0.1
+    replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
+    retain: Share = 0.0
     warmup: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.02
-    weight_decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.01
+    weight_decay: Share = 0.01
     max_grad_norm: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    eval_every: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    precision: Precision = "auto"
+    deterministic: bool = True
+    seed: Seed = 0
 
     @property
     def steps_per_turn(self) -> int:
@@ -43,7 +59,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def tokens_per_step(self) -> int:
-        return self.seq_len * self.batch_size
+        return self.seq_len * self.batch_size * self.gradient_accumulation
 
     @property
     def training_tokens(self) -> int:
@@ -65,12 +81,89 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return turn * self.steps_per_turn + math.ceil((within + 1) * self.steps_per_turn / self.cycles)
 
 
+class FinetuneHyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a fine-tuning job: LoRA adapters of rank `lora_rank`, merged into the weights at the end."""
+
+    lora_rank: Annotated[int, Meta(ge=1, le=1024)] = 32
+    steps: Annotated[int, Meta(ge=1, le=10_000_000)] = 2000
+    output_name: OutputName | None = None
+    lr: Rate = 2e-4
+    seq_len: SeqLen = 256
+    batch_size: BatchSize = 1
+    gradient_accumulation: Annotated[int, Meta(ge=1, le=1024)] = 1
+    replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.0
+    warmup: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.02
+    weight_decay: Share = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
+    eval_every: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    precision: Precision = "auto"
+    deterministic: bool = True
+    seed: Seed = 0
+
+    def training(self) -> Hyperparams:
+        """The same settings as the training loop reads them: one turn, nothing grown."""
+        return Hyperparams(
+            turns=1,
+            cycles=min(6, self.steps),
+            train_steps=self.steps,
+            growth_factor=1.0,
+            **{name: getattr(self, name) for name in _SHARED_WITH_TRAINING},
+        )
+
+
+HEALING_STEPS, HEALING_STEPS_LIMIT = 1000, 5000
+
+
+class ContractHyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a contraction; `train_steps` are the steps of healing that the flat fee includes."""
+
+    contraction_ratio: Annotated[float, Meta(ge=0.1, le=0.9)] = 0.5
+    num_layers_to_contract: Annotated[int, Meta(ge=1, le=10_000)] | None = None  # min(8, depth)
+    output_name: OutputName | None = None
+    train_steps: Annotated[int, Meta(ge=0, le=HEALING_STEPS_LIMIT)] = HEALING_STEPS
+    importance: Literal["flap", "wanda"] = "flap"
+    lr: Rate = 1e-4
+    seq_len: SeqLen = 256
+    batch_size: BatchSize = 1
+    precision: Precision = "auto"
+    seed: Seed = 0
+
+
+_SHARED_WITH_TRAINING = tuple(
+    name for name in FinetuneHyperparams.__struct_fields__ if name in Hyperparams.__struct_fields__
+)
+
+
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a train job does, resolved and frozen when it is created: no default is looked up later."""
 
     hyperparams: Hyperparams
     growth_plan: GrowthPlan
     base_model_name: str
+
+
+class FinetuneSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a finetune job does; the model keeps its size."""
+
+    hyperparams: FinetuneHyperparams
+    params: int
+    base_model_name: str
+
+
+class ContractSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a contract job does, resolved and frozen when it is created."""
+
+    hyperparams: ContractHyperparams
+    contraction_plan: ContractionPlan
+    source_model_name: str
+
+
+class SampleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an internal sample job does: draw `rows` sequences of `seq_len` ids from a base model at temperature 1."""
+
+    rows: int = 768
+    seq_len: int = 256
+    seed: int = 0
 
 
 class IngestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

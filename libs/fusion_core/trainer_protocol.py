@@ -17,8 +17,9 @@ from typing import IO, Literal
 
 import msgspec
 
+from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.growth_plan import GrowthPlan
-from fusion_core.job_spec import Hyperparams
+from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyperparams
 
 PROTOCOL_VERSION = 1
 CHECKPOINT_FORMAT_VERSION = 1
@@ -49,24 +50,56 @@ class Manifest(msgspec.Struct, frozen=True):
 # -- run.json ------------------------------------------------------------------------------------------------------
 
 
-class TrainRun(msgspec.Struct, frozen=True, kw_only=True, tag="train", forbid_unknown_fields=True):
-    """run.json of a training attempt. All paths are local and absolute."""
+class EngineRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What run.json says for every kind of work of the engine. All paths are local and absolute.
+
+    Shards are JSONL, one row a line: {"text"}, {"prompt", "completion"} or {"messages", "tools"?}.
+    """
 
     job_id: str
     lease_epoch: int
-    hyperparams: Hyperparams
-    growth_plan: GrowthPlan
     base_dir: str
-    train_shards: tuple[str, ...]  # JSONL, {"text": ...} a line
-    heldout_shards: tuple[str, ...]
-    rehearsal_files: tuple[str, ...] = ()  # JSONL of the same form; empty: no rehearsal
+    base_name: str = ""
+    output_name: str = ""
+    dataset_name: str = ""
+    train_shards: tuple[str, ...] = ()
+    heldout_shards: tuple[str, ...] = ()
+    rehearsal_files: tuple[str, ...] = ()  # the catalog's own rehearsal text, rows like those of shards
+    pool_files: tuple[str, ...] = ()  # sampled from the base at temperature 1: JSONL, {"ids": [...]} a line
     checkpoint_dir: str | None = None  # a verified checkpoint to resume from
     checkpoint_every_s: float = 120.0
     metrics_every_s: float = 1.0
     num_processes: int = 1
     threads: int = 1
-    base_name: str = ""
     protocol_version: int = PROTOCOL_VERSION
+
+
+class TrainRun(EngineRun, frozen=True, kw_only=True, tag="train", forbid_unknown_fields=True):
+    """run.json of a training attempt."""
+
+    hyperparams: Hyperparams
+    growth_plan: GrowthPlan
+
+
+class FinetuneRun(EngineRun, frozen=True, kw_only=True, tag="finetune", forbid_unknown_fields=True):
+    """run.json of a fine-tuning attempt."""
+
+    hyperparams: FinetuneHyperparams
+
+
+class ContractRun(EngineRun, frozen=True, kw_only=True, tag="contract", forbid_unknown_fields=True):
+    """run.json of a contraction attempt; `base_dir` is the source model, and shards may be absent."""
+
+    hyperparams: ContractHyperparams
+    contraction_plan: ContractionPlan
+
+
+class SampleRun(EngineRun, frozen=True, kw_only=True, tag="sample", forbid_unknown_fields=True):
+    """run.json of an attempt to sample a rehearsal pool from `base_dir`; its shards are pool files."""
+
+    rows: int
+    seq_len: int
+    seed: int
 
 
 class IngestInput(msgspec.Struct, frozen=True):
@@ -85,7 +118,7 @@ class IngestRun(msgspec.Struct, frozen=True, kw_only=True, tag="ingest", forbid_
     protocol_version: int = PROTOCOL_VERSION
 
 
-Run = TrainRun | IngestRun
+Run = TrainRun | FinetuneRun | ContractRun | SampleRun | IngestRun
 
 # -- events.jsonl --------------------------------------------------------------------------------------------------
 
@@ -117,13 +150,31 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True, tag="grown", tag_field="t
     function_preservation: float
 
 
+class Diagnosed(msgspec.Struct, frozen=True, kw_only=True, tag="diagnosed", tag_field="type"):
+    """Where the diagnosis placed new capacity; `scores` has a figure for each old block, larger means shorter of it."""
+
+    scores: tuple[float, ...]
+    new_after: tuple[int, ...]
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, tag="notice", tag_field="type"):
+    """Something the customer should know that did not stop the run, such as a micro-batch halved for memory."""
+
+    code: str
+    message: str
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):
-    """Held-out perplexity; turn 0 is the base before training."""
+    """Held-out perplexity, and the perplexity of text sampled from the base; turn 0 is the base before training."""
 
     step: int
     turn: int
     perplexity: float
     tokens: int
+    cycle: int = 0
+    turn_end: bool = True
+    retention_perplexity: float | None = None
+    retention_tokens: int = 0
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint_saved", tag_field="type"):
@@ -173,6 +224,8 @@ TrainerEvent = (
     PhaseChanged
     | Metrics
     | Grown
+    | Diagnosed
+    | Notice
     | Evaluation
     | CheckpointSaved
     | ExportSaved

@@ -59,7 +59,13 @@ def test_the_table_of_hyperparameters_has_each_with_its_default() -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Hyperparams)}
     assert shown.keys() == defaults.keys()
     for name, default in defaults.items():
-        assert (shown[name] == "unset") if default is None else (float(shown[name]) == default), name
+        assert shown[name] == _as_shown(default), name
+
+
+def _as_shown(default: object) -> str:
+    if default is None:
+        return "unset"
+    return str(default).lower() if isinstance(default, bool) else f"{default:g}" if default == 1e-4 else str(default)
 
 
 def test_functions_classes_and_settings_named_in_the_walk_exist() -> None:
