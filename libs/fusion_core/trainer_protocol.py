@@ -22,7 +22,7 @@ from fusion_core.growth_plan import GrowthPlan
 from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyperparams
 
 PROTOCOL_VERSION = 1
-CHECKPOINT_FORMAT_VERSION = 1
+CHECKPOINT_FORMAT_VERSION = 2
 RUN_FILE, EVENTS_FILE, CONTROL_FILE, MANIFEST_FILE = "run.json", "events.jsonl", "control.json", "manifest.json"
 
 StopReason = Literal["drain", "cancel", "stop"]

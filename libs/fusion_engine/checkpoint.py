@@ -1,13 +1,14 @@
 """Checkpoints: what training changed and nothing else, as safetensors and JSON; complete or absent.
 
-    trained.safetensors     the new parameters, fp32
+    trained.safetensors     the parameters that learn, fp32
     optimizer.safetensors   <parameter>.exp_avg, .exp_avg_sq, .step of AdamW
-    state.json              step, evaluations, random states of every rank, and what the checkpoint belongs to
+    state.json              progress, random states of every rank, and what the checkpoint belongs to
     manifest.json           written last: sizes and SHA-256 of the others
 
 The learning rate and the data order are functions of the step, so they need no state of their own.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import msgspec
 import torch
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, Evaluation, Manifest
+from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, Manifest
 from safetensors.torch import load_file
 
 from fusion_engine.files import complete_or_absent, write_manifest
+from fusion_engine.progress import Progress
 from fusion_engine.safetensors_stream import MemoryTensor, write_file
 
 TRAINED_FILE, OPTIMIZER_FILE, STATE_FILE = "trained.safetensors", "optimizer.safetensors", "state.json"
@@ -31,17 +33,19 @@ class CheckpointError(Exception):
 
 
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
-    """state.json. `skipped_steps` counts consecutive steps without a finite loss."""
+    """state.json. `identity` stands for the work that the checkpoint belongs to, as `identity_of` makes it."""
 
     format_version: int
-    plan_sha256: str
+    identity: str
     hyperparams: Hyperparams
     world_size: int
-    step: int
-    skipped_steps: int
-    function_preservation: float
-    evaluations: tuple[Evaluation, ...]
+    progress: Progress
     random_states: tuple[dict[str, Any], ...]  # one for each rank
+
+
+def identity_of(*parts: object) -> str:
+    """The SHA-256 of what decides the shape of the work: its kind, its plan, its own hyperparameters."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 def save_checkpoint(
@@ -64,14 +68,14 @@ def save_checkpoint(
     return manifest
 
 
-def read_state(folder: Path, plan_sha256: str, hyperparams: Hyperparams, world_size: int) -> CheckpointState:
+def read_state(folder: Path, identity: str, hyperparams: Hyperparams, world_size: int) -> CheckpointState:
     """Read state.json. Raises CheckpointError if it is unreadable or belongs to another job or another world size."""
     try:
         state = msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=CheckpointState)
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE}: {error}") from error
-    found = (state.format_version, state.plan_sha256, state.hyperparams, state.world_size)
-    wanted = (CHECKPOINT_FORMAT_VERSION, plan_sha256, hyperparams, world_size)
+    found = (state.format_version, state.identity, state.hyperparams, state.world_size)
+    wanted = (CHECKPOINT_FORMAT_VERSION, identity, hyperparams, world_size)
     if found != wanted:
         raise CheckpointError(f"{folder} belongs to another job: it has {found}, this job {wanted}")
     return state
@@ -97,4 +101,4 @@ def load_parameters(folder: Path, parameters: Parameters, optimizer: torch.optim
 def _require_equal(path: Path, found: dict[str, torch.Size], wanted: dict[str, torch.Size]) -> None:
     if found != wanted:
         differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise CheckpointError(f"{path} does not fit the grown model: {', '.join(differing[:5])}")
+        raise CheckpointError(f"{path} does not fit the model: {', '.join(differing[:5])}")

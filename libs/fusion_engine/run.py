@@ -9,21 +9,33 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
-from fusion_core.trainer_protocol import ExportSaved, Finished, Grown, Outcome, Rejected, Stopped, TrainRun, read_run
+from fusion_core.trainer_protocol import (
+    Evaluation,
+    ExportSaved,
+    Finished,
+    Grown,
+    Outcome,
+    Rejected,
+    Stopped,
+    TrainRun,
+    read_run,
+)
 from numpy.typing import NDArray
 
 from fusion_engine.base_folder import BaseFolder, load_model, load_tokenizer, open_base
-from fusion_engine.checkpoint import CheckpointState, Parameters, read_state
+from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
 from fusion_engine.data_order import TrainingRows
-from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT
+from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT, perplexity
 from fusion_engine.export import export
 from fusion_engine.grow import grow, new_blocks
 from fusion_engine.guard import check_growth, guard_prompts
+from fusion_engine.objective import next_token_loss
 from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.packing import PackedRows, pack
+from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint, make_deterministic
-from fusion_engine.train import Progress, Trainer
+from fusion_engine.train import Subject, Trainer
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
 
@@ -82,14 +94,22 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     _check_request(run, base)
     data = _prepare_data(run_dir, run, base, accelerator)
     state = _read_checkpoint(run)
-    reporter.obey(state.step if state is not None else 0)
+    reporter.obey(state.progress.step if state is not None else 0)
 
     progress = _grow(run_dir, run, base, data, state, accelerator, reporter)
     model, parameters = _load_grown(run_dir / GROWN_FOLDER, run, base, accelerator)
     reporter.obey(progress.step)
 
     reporter.phase("training")
-    trainer = Trainer(run_dir, run, accelerator, reporter, model, parameters, data.training, data.heldout, progress)
+    subject = Subject(
+        model=model,
+        parameters=parameters,
+        rows=data.training,
+        loss_of=next_token_loss,
+        measure=lambda model: _measure(model, data, accelerator),
+        identity=_identity(run),
+    )
+    trainer = Trainer(run_dir, run, run.hyperparams, accelerator, reporter, subject, progress)
     if run.checkpoint_dir is not None and state is not None:
         trainer.resume(Path(run.checkpoint_dir), state)
     trainer.train()
@@ -147,7 +167,16 @@ def _eos_id(tokenizer: Any, base: BaseFolder) -> int:
 def _read_checkpoint(run: TrainRun) -> CheckpointState | None:
     if run.checkpoint_dir is None:
         return None
-    return read_state(Path(run.checkpoint_dir), run.growth_plan.sha256(), run.hyperparams, run.num_processes)
+    return read_state(Path(run.checkpoint_dir), _identity(run), run.hyperparams, run.num_processes)
+
+
+def _identity(run: TrainRun) -> str:
+    return identity_of("train", run.growth_plan)
+
+
+def _measure(model: Any, data: Data, accelerator: Accelerator) -> Evaluation:
+    value, tokens = perplexity(model, data.heldout, accelerator)
+    return Evaluation(step=0, turn=0, perplexity=value, tokens=tokens)
 
 
 def _grow(
@@ -167,7 +196,7 @@ def _grow(
         grow(base, plan, folder)
     accelerator.wait_for_everyone()
     if state is not None:
-        return Progress.of(state)
+        return state.progress
     prompts = guard_prompts(data.heldout, int(base.config["vocab_size"]))
     difference = check_growth(base.path, folder, prompts, accelerator.device)
     reporter.emit(

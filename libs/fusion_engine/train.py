@@ -1,27 +1,29 @@
-"""The training loop: the base is frozen, the new blocks learn, and the step alone decides data and learning rate."""
+"""The training loop of every kind of job: the step alone decides data and learning rate."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, CheckpointSaved, Evaluation, Metrics, TrainRun
+from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, CheckpointSaved, EngineRun, Evaluation, Metrics
 from numpy.typing import NDArray
 
 from fusion_engine.checkpoint import CheckpointState, Parameters, load_parameters, save_checkpoint
-from fusion_engine.data_order import TrainingRows
-from fusion_engine.evaluate import perplexity
+from fusion_engine.gradients import gradient_norm, sum_over_processes, update
+from fusion_engine.objective import LossFunction
+from fusion_engine.optimizer import learning_rate, make_optimizer, set_rate
 from fusion_engine.outcomes import RejectedError, StoppedError
+from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import random_states, restore_random_states
 
@@ -30,65 +32,58 @@ _SKIPPED_STEPS_LIMIT = 3
 _GIB = 2**30
 
 
-def learning_rate(hyperparams: Hyperparams, step: int) -> float:
-    """The rate of step `step` (from 1): linear warm-up, then one cosine over all turns that ends just above zero."""
-    warmup = math.ceil(hyperparams.warmup * hyperparams.total_steps)
-    if step <= warmup:
-        return hyperparams.lr * step / warmup
-    progress = (step - 1 - warmup) / (hyperparams.total_steps - warmup)
-    return hyperparams.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+class Rows(Protocol):
+    """An endless sequence of training rows, the same for every number of processes."""
+
+    def batch(self, first: int, count: int, rank: int, ranks: int) -> NDArray[np.int64]: ...
 
 
-def make_optimizer(parameters: Parameters, hyperparams: Hyperparams) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.95); norms and biases are not decayed."""
-    decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    plain = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": hyperparams.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=hyperparams.lr, betas=(0.9, 0.95), fused=True)
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is trained, on what, and how it is measured.
 
+    `parameters` are those of `model` that learn, by name, in fp32; `rate_scales` names the ones that learn at another
+    share of the rate than 1.0. `measure` fills in an evaluation of the model (step, turn and cycle are the loop's).
+    `identity` stands for the work that a checkpoint belongs to (`checkpoint.identity_of`).
+    """
 
-@dataclass
-class Progress:
-    """How far training is: all that a checkpoint holds beside tensors and random states."""
-
-    function_preservation: float
-    step: int = 0
-    skipped_steps: int = 0
-    evaluations: list[Evaluation] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, state: CheckpointState) -> "Progress":
-        return cls(state.function_preservation, state.step, state.skipped_steps, list(state.evaluations))
+    model: Any
+    parameters: Parameters
+    rows: Rows
+    loss_of: LossFunction
+    measure: Callable[[Any], Evaluation]
+    identity: str
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer:
-    """Trains `parameters` of `model` from `progress` to the last step, reporting, evaluating and saving on the way."""
+    """Trains from `progress` to the last step, reporting, evaluating and saving on the way.
+
+    `run` says how often to save and report, nothing of which changes the result.
+    """
 
     def __init__(
         self,
         run_dir: Path,
-        run: TrainRun,
+        run: EngineRun,
+        hyperparams: Hyperparams,
         accelerator: Accelerator,
         reporter: Reporter,
-        model: Any,
-        parameters: Parameters,
-        rows: TrainingRows,
-        heldout: list[NDArray[np.int32]],
+        subject: Subject,
         progress: Progress,
     ) -> None:
         self.progress = progress
-        self._run_dir, self._run, self._hyperparams = run_dir, run, run.hyperparams
-        self._accelerator, self._reporter = accelerator, reporter
-        self._parameters, self._rows, self._heldout = parameters, rows, heldout
-        self._model = accelerator.prepare_model(model)
-        self._optimizer = make_optimizer(parameters, run.hyperparams)
+        self._run_dir, self._run, self._hyperparams = run_dir, run, hyperparams
+        self._accelerator, self._reporter, self._subject = accelerator, reporter, subject
+        self._model = subject.model.to(accelerator.device)  # not wrapped: gradients.py adds up over processes
+        self._optimizer = make_optimizer(subject.parameters, hyperparams, subject.rate_scales)
         self._saved_step = progress.step
         self._saved_at = time.monotonic()
         self._reported_step, self._reported_at = progress.step, time.monotonic()
 
     def resume(self, folder: Path, state: CheckpointState) -> None:
         """Go on as if never interrupted. Raises CheckpointError if a part is missing."""
-        load_parameters(folder, self._parameters, self._optimizer)
+        load_parameters(folder, self._subject.parameters, self._optimizer)
         restore_random_states(state.random_states[self._accelerator.process_index], self._accelerator.device)
 
     def train(self) -> None:
@@ -112,28 +107,40 @@ class Trainer:
                 raise StoppedError(progress.step, reason)
 
     def _step(self) -> None:
-        """One update of the new parameters; a step without a finite loss changes nothing."""
-        accelerator, hyperparams, progress = self._accelerator, self._hyperparams, self.progress
+        """One update of the parameters that learn; a step without a finite loss changes nothing."""
+        hyperparams, progress = self._hyperparams, self.progress
         progress.step += 1
-        rate = learning_rate(hyperparams, progress.step)
-        first = (progress.step - 1) * hyperparams.batch_size
-        rows = self._rows.batch(first, hyperparams.batch_size, accelerator.process_index, accelerator.num_processes)
-        batch = torch.from_numpy(rows).to(accelerator.device)
-        logits = self._model(input_ids=batch[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].reshape(-1))
-        accelerator.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyperparams.max_grad_norm)
-        mean_loss, grad_norm = float(accelerator.reduce(loss.detach(), "mean")), float(norm)
-        finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)
+        loss, norm, targets = self._gradients()
+        finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
+            rate = learning_rate(hyperparams, progress.step)
+            set_rate(self._optimizer, rate)
+            clipped = max(1.0, norm / hyperparams.max_grad_norm)
+            update(self._optimizer, torch.tensor(targets * clipped, device=self._accelerator.device))
             progress.skipped_steps = 0
-            self._report(mean_loss, rate, grad_norm)
+            self._report(loss, rate, norm)
         self._optimizer.zero_grad()
         if not finite:
-            self._count_skipped(mean_loss, grad_norm)
+            self._count_skipped(loss, norm)
+
+    def _gradients(self) -> tuple[float, float, float]:
+        """Add up the gradients of the step's rows; return (mean loss, norm of the mean gradient, targets)."""
+        accelerator, hyperparams = self._accelerator, self._hyperparams
+        first = (self.progress.step - 1) * hyperparams.batch_size * hyperparams.gradient_accumulation
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        for number in range(hyperparams.gradient_accumulation):
+            start = first + number * hyperparams.batch_size
+            rank, ranks = accelerator.process_index, accelerator.num_processes
+            rows = self._subject.rows.batch(start, hyperparams.batch_size, rank, ranks)
+            with accelerator.autocast():
+                loss, targets = self._subject.loss_of(self._model, torch.from_numpy(rows).to(accelerator.device))
+            accelerator.backward(loss)
+            sums[0] += loss.detach()
+            sums[1] += targets
+        parameters = self._subject.parameters.values()
+        sum_over_processes(parameters, accelerator)
+        total, targets_in_all = accelerator.reduce(sums, "sum").tolist()
+        return total / targets_in_all, float(gradient_norm(parameters)) / targets_in_all, targets_in_all
 
     def _count_skipped(self, loss: float, grad_norm: float) -> None:
         self.progress.skipped_steps += 1
@@ -177,9 +184,8 @@ class Trainer:
 
     def _evaluate(self, turn: int) -> None:
         with self._outside_throughput():
-            model = self._accelerator.unwrap_model(self._model)
-            value, tokens = perplexity(model, self._heldout, self._accelerator)
-        evaluation = Evaluation(step=self.progress.step, turn=turn, perplexity=value, tokens=tokens)
+            measured = self._subject.measure(self._model)
+        evaluation = msgspec.structs.replace(measured, step=self.progress.step, turn=turn)
         self.progress.evaluations.append(evaluation)
         self._reporter.emit(evaluation)
 
@@ -193,18 +199,15 @@ class Trainer:
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def _write_checkpoint(self, states: tuple[dict[str, Any], ...], turn_end: bool) -> None:
-        progress = self.progress
+        step = self.progress.step
         state = CheckpointState(
             format_version=CHECKPOINT_FORMAT_VERSION,
-            plan_sha256=self._run.growth_plan.sha256(),
+            identity=self._subject.identity,
             hyperparams=self._hyperparams,
             world_size=self._accelerator.num_processes,
-            step=progress.step,
-            skipped_steps=progress.skipped_steps,
-            function_preservation=progress.function_preservation,
-            evaluations=tuple(progress.evaluations),
+            progress=self.progress,
             random_states=states,
         )
-        folder = self._run_dir / CHECKPOINTS_FOLDER / f"{progress.step:08}"
-        manifest = save_checkpoint(folder, state, self._parameters, self._optimizer)
-        self._reporter.emit(CheckpointSaved(step=progress.step, turn_end=turn_end, path=str(folder), manifest=manifest))
+        folder = self._run_dir / CHECKPOINTS_FOLDER / f"{step:08}"
+        manifest = save_checkpoint(folder, state, self._subject.parameters, self._optimizer)
+        self._reporter.emit(CheckpointSaved(step=step, turn_end=turn_end, path=str(folder), manifest=manifest))

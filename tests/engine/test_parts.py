@@ -11,9 +11,9 @@ import torch
 from fusion_core.job_spec import Hyperparams
 from fusion_engine.data_order import RowOrder, TrainingRows
 from fusion_engine.files import complete_or_absent
+from fusion_engine.optimizer import learning_rate
 from fusion_engine.packing import PackedRows
 from fusion_engine.safetensors_stream import DamagedFileError, MemoryTensor, ZeroTensor, read_header, write_model
-from fusion_engine.train import learning_rate
 from safetensors.torch import load_file
 
 
