@@ -12,7 +12,7 @@ from fusion_core.growth_plan import plan_depth_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import TrainRun, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # fmt: off
 WORDS = ("the", "model", "grows", "new", "layers", "and", "learns", "from", "every", "row", "while", "old", "weights")
@@ -99,3 +99,49 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
 def copy_base(tiny_base: Path, tmp_path: Path) -> Path:
     """A base that a test may damage."""
     return Path(shutil.copytree(tiny_base, tmp_path / "damaged"))
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+_SLIDING: dict[str, Any] = {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8}
+# Each with what sets it apart: windows, softcaps, layers without positions, an SSM, multipliers.
+FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 2, "tie_word_embeddings": False},
+    "mistral": {"num_hidden_layers": 2, "sliding_window": 5, "tie_word_embeddings": False},
+    "qwen2": {"num_hidden_layers": 2, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 5}
+    | {"max_window_layers": 1},
+    "qwen3": {"num_hidden_layers": 2, "tie_word_embeddings": True, "head_dim": 8},
+    "gemma2": {"num_hidden_layers": 2, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0} | _SLIDING,
+    "gemma3_text": {"num_hidden_layers": 6, "final_logit_softcapping": 2.0} | _SLIDING,
+    "smollm3": {"num_hidden_layers": 4, "tie_word_embeddings": True},
+    "falcon_h1": {"num_hidden_layers": 2, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+    | {"mamba_chunk_size": 8, "mamba_rms_norm": True, "lm_head_multiplier": 0.25, "embedding_multiplier": 2.0},
+}
+
+
+@pytest.fixture(scope="session")
+def family_maker() -> Callable[..., Any]:
+    """family_maker(family, **config) -> a tiny random model with logits that differ enough to be worth comparing."""
+
+    def make(family: str, **overrides: Any) -> Any:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **(_TINY | {"attn_implementation": "eager"} | FAMILY_CONFIGS[family]))
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(std=0.3)
+        return model
+
+    return make
