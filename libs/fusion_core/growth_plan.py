@@ -1,32 +1,38 @@
 """Growth plans: torch-free arithmetic that says where new capacity goes and how large the model becomes.
 
 Depth growth inserts copies of existing blocks whose residual-writing projections are zeroed, so that the grown model
-computes exactly what the base computes (LLaMA-Pro, arXiv 2401.02415).
+computes exactly what the base computes (LLaMA-Pro, arXiv 2401.02415). Width growth adds FFN channels whose output
+columns are zero.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-DEFAULT_GROWTH_FACTOR = 1.52
-SUPPORTED_ARCHITECTURES = {"LlamaForCausalLM": "llama"}
+from fusion_core.model_shapes import Config, ModelShape, shape_of
 
+DEFAULT_GROWTH_FACTOR, GROWTH_FACTOR_LIMIT = 1.52, 4.0
+_CHANNELS, _CHANNELS_OF_TINY, _TINY_FFN = 128, 8, 2048
 
-class UnsupportedArchitectureError(ValueError):
-    """The model's architecture is not one Fusion can grow."""
+Axis = Literal["depth", "width"]
+Placement = Literal["upper", "even"]
 
 
 class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A validated description of the added capacity.
 
-    Depth: new block j copies and follows old block `new_after[j]`. Width: every block's FFN goes from `ffn_before` to
-    `ffn_after` channels. No growth: `new_after` is empty and the widths are equal. How many parameters are added is
-    fixed when the job is created; the diagnosis may still choose other places for as many blocks.
+    Depth: new block j copies old block `new_after[j]`. Blocks come in whole groups of `group` (2 in Gemma 2, 6 in Gemma
+    3, otherwise 1), and a copied group follows its source group, so that the pattern of attention types is kept. Width:
+    every block's FFN goes from `ffn_before` to `ffn_after` channels. No growth: `new_after` is empty and the widths are
+    equal. How many parameters are added is fixed when the job is created; the diagnosis may still choose other places
+    for as many blocks.
     """
 
-    axis: Literal["depth", "width"] = "depth"
+    axis: Axis = "depth"
     layers_before: int
+    group: int = 1
     new_after: tuple[int, ...] = ()
     ffn_before: int = 0
     ffn_after: int = 0
@@ -41,107 +47,142 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def params_added(self) -> int:
         return self.params_after - self.params_before
 
+    @property
+    def groups_before(self) -> int:
+        """The groups that can be copied; blocks on top of the last whole one cannot."""
+        return self.layers_before // self.group
+
+    @property
+    def groups_added(self) -> int:
+        return len(self.new_after) // self.group
+
     def layout(self) -> list[tuple[int, bool]]:
         """The grown stack from bottom to top as (source block, is it new)."""
         stack: list[tuple[int, bool]] = []
-        for old in range(self.layers_before):
-            stack.append((old, False))
-            stack.extend((old, True) for after in self.new_after if after == old)
+        for first in range(0, self.layers_before, self.group):
+            blocks = range(first, min(first + self.group, self.layers_before))
+            stack.extend((block, False) for block in blocks)
+            for _ in range(self.new_after.count(first)):
+                stack.extend((block, True) for block in blocks)
         return stack
 
     def sha256(self) -> str:
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
-class ModelShape(msgspec.Struct, frozen=True):
-    """The numbers of a Hugging Face Llama config that decide its parameter count."""
+def plan_growth(
+    config: Config,
+    *,
+    growth_factor: float = DEFAULT_GROWTH_FACTOR,
+    layers_added: int | None = None,
+    axis: Axis = "depth",
+    placement: Placement = "upper",
+) -> GrowthPlan:
+    """Plan the growth of the model that a config.json describes.
 
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-    attention_bias: bool
-    mlp_bias: bool
+    `growth_factor` is parameters after / before, and the plan comes as near to it as whole groups of blocks, or whole
+    steps of FFN channels, can; 1.0 is the empty plan: further training only. `layers_added` takes its place when given.
+    `placement` says where new blocks go, before any diagnosis: spread over the upper half of the stack, which measured
+    better at equal cost, or over all of it.
 
-    @property
-    def block_params(self) -> int:
-        """Parameters of one decoder block: four attention projections, three FFN projections, two norms."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (2 * queries + 2 * keys)
-        biases = (queries + 2 * keys + self.hidden) if self.attention_bias else 0
-        ffn = 3 * self.hidden * self.ffn + ((2 * self.ffn + self.hidden) if self.mlp_bias else 0)
-        return attention + biases + ffn + 2 * self.hidden
-
-    @property
-    def params(self) -> int:
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * self.block_params + self.hidden
-
-
-def family_of(config: dict[str, object]) -> str:
-    """The family name of a Hugging Face config.
-
-    Raises UnsupportedArchitectureError, which names what works.
+    Raises UnsupportedArchitectureError, msgspec.ValidationError for a config that describes no model, or ValueError for
+    an impossible request; the message says what is possible.
     """
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in SUPPORTED_ARCHITECTURES:
-        known = ", ".join(SUPPORTED_ARCHITECTURES)
-        raise UnsupportedArchitectureError(f"architecture {name!r} cannot be grown; these can: {known}")
-    return SUPPORTED_ARCHITECTURES[str(name)]
+    if not 1.0 <= growth_factor <= GROWTH_FACTOR_LIMIT:
+        raise ValueError(f"growth_factor is {growth_factor}; it must lie between 1.0 and {GROWTH_FACTOR_LIMIT}")
+    shape = shape_of(config)
+    if axis == "width":
+        if layers_added is not None:
+            raise ValueError("layers_added adds depth; with growth_axis width, give growth_factor instead")
+        return _plan_width(shape, growth_factor)
+    if layers_added is not None:
+        groups = _groups_of_layers(shape, layers_added)
+    elif growth_factor == 1.0:
+        groups = 0
+    else:
+        groups = _groups_of_factor(shape, growth_factor)
+    return _plan_depth(shape, groups, placement)
 
 
-class _LlamaConfig(msgspec.Struct):
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    vocab_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
+def place(plan: GrowthPlan, groups: Iterable[int]) -> GrowthPlan:
+    """The same plan with its new groups elsewhere: `groups` names the old group that each copies and follows.
+
+    Groups count from 0 at the bottom; where `plan.group` is 1 they are blocks. Raises ValueError unless there are as
+    many as the plan adds, all of them whole groups of the base.
+    """
+    chosen = sorted(groups)
+    if len(chosen) != plan.groups_added or not all(0 <= number < plan.groups_before for number in chosen):
+        raise ValueError(
+            f"{chosen} cannot be the places of {plan.groups_added} new groups over {plan.groups_before} old ones"
+        )
+    new_after = tuple(number * plan.group + block for number in chosen for block in range(plan.group))
+    return msgspec.structs.replace(plan, new_after=new_after)
 
 
-def shape_of(config: dict[str, object]) -> ModelShape:
-    """Read the shape from a config. Raises UnsupportedArchitectureError or msgspec.ValidationError."""
-    family_of(config)
-    read = msgspec.convert(config, _LlamaConfig)
-    return ModelShape(
-        layers=read.num_hidden_layers,
-        hidden=read.hidden_size,
-        ffn=read.intermediate_size,
-        heads=read.num_attention_heads,
-        kv_heads=read.num_key_value_heads or read.num_attention_heads,
-        head_dim=read.head_dim or read.hidden_size // read.num_attention_heads,
-        vocab=read.vocab_size,
-        tied=read.tie_word_embeddings,
-        attention_bias=read.attention_bias,
-        mlp_bias=read.mlp_bias,
+def channel_step(ffn: int) -> int:
+    """FFN widths are multiples of this, so that matrix kernels stay fast; tiny models may be finer."""
+    return _CHANNELS_OF_TINY if ffn < _TINY_FFN else _CHANNELS
+
+
+def _groups_of_layers(shape: ModelShape, layers_added: int) -> int:
+    most = _groups_of_factor(shape, GROWTH_FACTOR_LIMIT) * shape.group
+    if layers_added % shape.group == 0 and 1 <= layers_added <= most:
+        return layers_added // shape.group
+    if shape.group == 1:
+        raise ValueError(f"layers_added is {layers_added}; for this model it can be 1 to {most}")
+    raise ValueError(
+        f"layers_added is {layers_added}; this model's attention pattern repeats every {shape.group} layers, so it can"
+        f" be {shape.group}, {2 * shape.group} and so on up to {most}"
     )
 
 
-def plan_depth_growth(config: dict[str, object], growth_factor: float = DEFAULT_GROWTH_FACTOR) -> GrowthPlan:
-    """Spread the new blocks evenly: new block j of k follows old block round((j+1)*L/k)-1.
+def _groups_of_factor(shape: ModelShape, growth_factor: float) -> int:
+    _require_whole_group(shape)
+    return max(1, round((growth_factor - 1.0) * shape.params / (shape.group * shape.block_params)))
 
-    k is the count that brings parameters nearest to `growth_factor` times the base's; at least one block unless the
-    factor is 1.0, which means no growth.
-    """
-    if not 1.0 <= growth_factor <= 4.0:
-        raise ValueError(f"growth_factor is {growth_factor}; it must lie between 1.0 and 4.0")
-    shape = shape_of(config)
-    added = round((growth_factor - 1.0) * shape.params / shape.block_params)
-    if growth_factor > 1.0:
-        added = max(1, added)
-    positions = tuple(round((j + 1) * shape.layers / added) - 1 for j in range(added))
-    return GrowthPlan(
+
+def _require_whole_group(shape: ModelShape) -> None:
+    if shape.layers < shape.group:
+        raise ValueError(
+            f"the model has {shape.layers} layers and its attention pattern repeats every {shape.group}: no whole group"
+            " can be added; use growth_axis width"
+        )
+
+
+def _plan_depth(shape: ModelShape, groups: int, placement: Placement) -> GrowthPlan:
+    plan = GrowthPlan(
         layers_before=shape.layers,
-        new_after=tuple(max(0, position) for position in positions),
+        group=shape.group,
+        new_after=(0,) * (groups * shape.group),
+        ffn_before=shape.ffn,
+        ffn_after=shape.ffn,
         params_before=shape.params,
-        params_after=shape.params + added * shape.block_params,
+        params_after=shape.params + groups * shape.group * shape.block_params,
+    )
+    return place(plan, _places(plan.groups_before, groups, placement))
+
+
+def _places(whole: int, groups: int, placement: Placement) -> list[int]:
+    """For each new group the old one that it follows, evenly spaced and the last on top."""
+    if placement == "even":
+        return [max(0, round((j + 1) * whole / groups) - 1) for j in range(groups)]
+    lowest = whole // 2
+    return [max(0, lowest + (j + 1) * (whole - lowest) // groups - 1) for j in range(groups)]
+
+
+def _plan_width(shape: ModelShape, growth_factor: float) -> GrowthPlan:
+    """The nearest multiple of the channel step to the factor, and more than before unless the factor is 1.0."""
+    step, ffn_after = channel_step(shape.ffn), shape.ffn
+    if growth_factor > 1.0:
+        wanted = shape.ffn + (growth_factor - 1.0) * shape.params / (shape.layers * shape.ffn_channel_params)
+        ffn_after = max(round(wanted / step), shape.ffn // step + 1) * step
+    added = shape.layers * (ffn_after - shape.ffn) * shape.ffn_channel_params
+    return GrowthPlan(
+        axis="width",
+        layers_before=shape.layers,
+        group=shape.group,
+        ffn_before=shape.ffn,
+        ffn_after=ffn_after,
+        params_before=shape.params,
+        params_after=shape.params + added,
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 import torch
-from fusion_core.growth_plan import GrowthPlan, UnsupportedArchitectureError, family_of, shape_of
+from fusion_core.growth_plan import GrowthPlan
+from fusion_core.model_shapes import UnsupportedArchitectureError, shape_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -38,7 +39,6 @@ def open_base(path: Path, plan: GrowthPlan) -> BaseFolder:
         raise _rejected("base_model_incomplete", [{"file": str(path), "detail": "no such folder"}])
     config = _read_json(path / CONFIG_FILE)
     try:
-        family = FAMILIES[family_of(config)]
         shape = shape_of(config)
     except UnsupportedArchitectureError as error:
         raise RejectedError("unsupported_architecture", str(error)) from error
@@ -52,7 +52,7 @@ def open_base(path: Path, plan: GrowthPlan) -> BaseFolder:
             f" {plan.layers_before} and {plan.params_before}"
         )
         raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": detail}])
-    return BaseFolder(path, family, config, tensors)
+    return BaseFolder(path, FAMILIES[shape.family], config, tensors)
 
 
 def load_tokenizer(base: BaseFolder) -> Any:

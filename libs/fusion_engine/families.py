@@ -1,38 +1,55 @@
-"""What the engine must know of each model family: where its blocks are and what writes to the residual stream."""
+"""What the engine must know of each model family: where its blocks are and what writes to the residual stream.
+
+The numbers of each family, which need no tensors, are in fusion_core.model_shapes.
+"""
 
 import re
 from dataclasses import dataclass
 
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
 
 @dataclass(frozen=True)
 class Family:
-    """Tensor names of one family, as its checkpoints spell them.
+    """Names of one family, as its checkpoints and its config spell them.
 
-    `block_prefix` precedes a block's number. `residual_writers` are the modules of a block whose output is added to
-    the residual stream: with these at zero, weights and biases, a new block computes the identity.
-    `per_block_lists` are config keys that hold one entry for each block.
+    `residual_writers` are the modules of a block whose output is added to the residual stream: with these at zero,
+    weights and biases, a new block computes the identity. `ffn` is the gated FFN: a gate_proj, an up_proj and a
+    down_proj. `per_block_lists` are config keys that hold one entry for each block.
     """
 
-    block_prefix: str
-    residual_writers: tuple[str, ...]
-    per_block_lists: tuple[str, ...]
+    residual_writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    ffn: str = "mlp"
+    per_block_lists: tuple[str, ...] = ("layer_types",)
 
     def split(self, name: str) -> tuple[int, str] | None:
         """(block number, name inside the block) of a tensor, or None for one outside the blocks."""
-        match = re.fullmatch(re.escape(self.block_prefix) + r"(\d+)\.(.+)", name)
+        match = _BLOCK.fullmatch(name)
         return None if match is None else (int(match[1]), match[2])
 
     def join(self, block: int, inner: str) -> str:
-        return f"{self.block_prefix}{block}.{inner}"
+        return f"model.layers.{block}.{inner}"
 
     def writes_residual(self, inner: str) -> bool:
         return inner.rpartition(".")[0] in self.residual_writers
 
+    def ffn_channels_dim(self, inner: str) -> int | None:
+        """The dimension of a block's tensor that runs over the FFN's channels; None where none does."""
+        module, _, kind = inner.rpartition(".")
+        if module in (f"{self.ffn}.gate_proj", f"{self.ffn}.up_proj"):
+            return 0
+        return 1 if (module, kind) == (f"{self.ffn}.down_proj", "weight") else None
+
 
 FAMILIES = {
-    "llama": Family(
-        block_prefix="model.layers.",
-        residual_writers=("self_attn.o_proj", "mlp.down_proj"),
-        per_block_lists=("layer_types", "no_rope_layers"),
-    )
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gemma2": Family(),
+    "gemma3": Family(),
+    "smollm3": Family(per_block_lists=("layer_types", "no_rope_layers")),
+    "falcon_h1": Family(
+        residual_writers=("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"), ffn="feed_forward"
+    ),
 }

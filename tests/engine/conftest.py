@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_core.growth_plan import plan_depth_growth
+from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import TrainRun, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -81,7 +81,7 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
             "job_id": "0190",
             "lease_epoch": 1,
             "hyperparams": hyperparams,
-            "growth_plan": plan_depth_growth(config, hyperparams.growth_factor),
+            "growth_plan": plan_growth(config, growth_factor=hyperparams.growth_factor, placement="even"),
             "base_dir": str(base),
             "train_shards": (write_rows(folder / "train.jsonl", rows(120)),),
             "heldout_shards": (write_rows(folder / "heldout.jsonl", rows(12, offset=2)),),

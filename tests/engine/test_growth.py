@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_core.growth_plan import GrowthPlan, plan_depth_growth
+from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.grow import grow, grown_config, new_blocks
 from fusion_engine.guard import check_growth, guard_prompts
@@ -25,7 +25,7 @@ def prompts() -> list[np.ndarray[Any, np.dtype[np.int32]]]:
 
 
 def opened(folder: Path, growth_factor: float = 1.52) -> tuple[BaseFolder, GrowthPlan]:
-    plan = plan_depth_growth(json.loads((folder / "config.json").read_text()), growth_factor)
+    plan = plan_growth(json.loads((folder / "config.json").read_text()), growth_factor=growth_factor, placement="even")
     return open_base(folder, plan), plan
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from fusion_client import Estimate, Event, Fusion, JobDetail
 from fusion_client.progress import watch
-from fusion_core.growth_plan import plan_depth_growth
+from fusion_core.growth_plan import plan_growth
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -130,7 +130,7 @@ def _dataset(client: Fusion, folder: Path, known: str, console: Console) -> str:
 def _estimate(client: Fusion, base_model_id: str, config: Path, console: Console) -> Estimate:
     """What the job will cost, asked before it exists; the grown model's size is arithmetic on the base's config."""
     base = next(model for model in client.list_base_models() if model.id == base_model_id)
-    plan = plan_depth_growth(msgspec.json.decode(config.read_bytes(), type=dict[str, Any]))
+    plan = plan_growth(msgspec.json.decode(config.read_bytes(), type=dict[str, Any]))
     console.print(f"  base model {base.name}: {base.params:,} parameters, to grow to {plan.params_after:,}")
     console.print(
         f"  {TURNS} turns x {CYCLES} cycles x {STEPS_PER_CYCLE} steps, made for two cores: "

@@ -7,8 +7,9 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.jobs import NewJob
 from fusion_core.db.pool import queries
-from fusion_core.growth_plan import GrowthPlan, UnsupportedArchitectureError, plan_depth_growth
+from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams, TrainSpec
+from fusion_core.model_shapes import UnsupportedArchitectureError
 from fusion_core.money import PriceError, estimate_train
 
 from fusion_api.auth import Caller
@@ -85,11 +86,19 @@ def _plan(config: dict[str, Any], hyperparams: Hyperparams) -> GrowthPlan:
         detail = f"is beyond the base model's {positions} positions"
         raise ProblemError("validation_failed", f"seq_len {detail}", [FieldError("/hyperparams/seq_len", detail)])
     try:
-        plan = plan_depth_growth(config, hyperparams.growth_factor)
+        plan = plan_growth(
+            config,
+            growth_factor=hyperparams.growth_factor,
+            layers_added=hyperparams.layers_added,
+            axis=hyperparams.growth_axis,
+            placement="even" if hyperparams.growth_placement == "even" else "upper",
+        )
     except UnsupportedArchitectureError as error:
         errors = [FieldError("/base_model_id", str(error))]
         raise ProblemError("unsupported_architecture", str(error), errors) from error
-    if not plan.new_after:
+    except ValueError as error:  # the message names the setting and what is possible
+        raise ProblemError("validation_failed", str(error), [FieldError("/hyperparams", str(error))]) from error
+    if not plan.params_added:
         detail = "adds nothing; choose more than 1.0"
         raise ProblemError("validation_failed", "nothing to train", [FieldError("/hyperparams/growth_factor", detail)])
     return plan

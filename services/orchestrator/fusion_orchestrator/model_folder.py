@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
-from fusion_core.growth_plan import UnsupportedArchitectureError, family_of, shape_of
+from fusion_core.model_shapes import UnsupportedArchitectureError, family_of, shape_of
 
 from fusion_orchestrator.safetensors_header import HeaderError, TensorInfo, read_header
 

@@ -10,7 +10,7 @@ from fusion_core.db import attempts, jobs
 from fusion_core.db.attempts import Attempt, Claimer, NewCheckpoint, NewModel, NewShard
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.growth_plan import plan_depth_growth
+from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams, IngestSpec, TrainSpec
 from fusion_core.money import DEFAULT_PRICES, estimate_train
 from fusion_core.trainer_protocol import FileEntry, Manifest
@@ -69,7 +69,7 @@ class World:
 
     async def new_train(self, account_id: UUID | None = None, key: str | None = None) -> jobs.NewJob:
         account_id = account_id or await self.account()
-        plan = plan_depth_growth(CONFIG)
+        plan = plan_growth(CONFIG)
         return jobs.NewJob(
             account_id=account_id,
             type="train",

@@ -18,7 +18,7 @@ from fusion_core import s3_keys
 from fusion_core.db import jobs
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.growth_plan import plan_depth_growth
+from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams, IngestSpec, TrainSpec
 from fusion_core.money import DEFAULT_PRICES, estimate_train
 from fusion_core.settings import CommonSettings
@@ -120,7 +120,7 @@ class Site:
         """A queued job of four steps; `mode` says what the stub trainer does."""
         account_id = await self._account()
         hyperparams = Hyperparams(turns=1, cycles=1, steps_per_cycle=4, output_name=f"{mode}-model")
-        plan = plan_depth_growth(CONFIG)
+        plan = plan_growth(CONFIG)
         new = jobs.NewJob(
             account_id=account_id,
             type="train",
