@@ -8,7 +8,7 @@ import hashlib
 
 import msgspec
 
-from fusion_core.growth_plan import shape_of
+from fusion_core.model_shapes import shape_of
 
 DEFAULT_LAYERS = 8
 RATIO_MIN, RATIO_MAX = 0.1, 0.9
