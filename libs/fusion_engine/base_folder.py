@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from fusion_core.growth_plan import GrowthPlan
-from fusion_core.model_shapes import UnsupportedArchitectureError, shape_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fusion_engine.families import FAMILIES, Family
+from fusion_engine.model_config import CONFIG_FILE, read_config, read_shape
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.safetensors_stream import TORCH_DTYPES, DamagedFileError, StoredTensor, read_header
 
-CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
+INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 Fault = dict[str, object]
 
 
@@ -30,23 +29,18 @@ class BaseFolder:
     tensors: dict[str, StoredTensor]
 
 
-def open_base(path: Path, plan: GrowthPlan) -> BaseFolder:
-    """Verify the folder and read where its tensors lie.
+def open_base(path: Path, plan: GrowthPlan | None = None) -> BaseFolder:
+    """Verify the folder, and that it is the one `plan` was made for; read where its tensors lie.
 
     Raises RejectedError: base_model_incomplete, base_model_corrupt or unsupported_architecture, naming every fault.
     """
     if not path.is_dir():
         raise _rejected("base_model_incomplete", [{"file": str(path), "detail": "no such folder"}])
-    config = _read_json(path / CONFIG_FILE)
-    try:
-        shape = shape_of(config)
-    except UnsupportedArchitectureError as error:
-        raise RejectedError("unsupported_architecture", str(error)) from error
-    except msgspec.ValidationError as error:
-        raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": str(error)}]) from error
+    config = read_config(path)
+    shape = read_shape(config)
     tensors = _read_tensors(path)
     _compare_with_architecture(path, tensors)
-    if (shape.layers, shape.params) != (plan.layers_before, plan.params_before):
+    if plan is not None and (shape.layers, shape.params) != (plan.layers_before, plan.params_before):
         detail = (
             f"it has {shape.layers} blocks and {shape.params} parameters; the growth plan was made for"
             f" {plan.layers_before} and {plan.params_before}"

@@ -12,8 +12,9 @@ from typing import Any
 from fusion_core import failpoints
 from fusion_core.growth_plan import GrowthPlan
 
-from fusion_engine.base_folder import CONFIG_FILE, BaseFolder
+from fusion_engine.base_folder import BaseFolder
 from fusion_engine.files import complete_or_absent
+from fusion_engine.model_config import CONFIG_FILE
 from fusion_engine.safetensors_stream import StoredTensor, TensorSource, ZeroTensor, write_model
 
 # Everything beside the weights that loading and generating need; anything else in a base folder stays behind.

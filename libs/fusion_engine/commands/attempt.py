@@ -1,0 +1,25 @@
+"""`python -m fusion_engine RUN_DIR`: one attempt of a worker, under accelerate or alone."""
+
+import argparse
+from pathlib import Path
+
+from fusion_core.parent_death import die_with_parent
+
+from fusion_engine.commands import Subparsers
+
+NAME = "attempt"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(NAME, description=__doc__)
+    parser.add_argument("destination", metavar="RUN_DIR", type=Path, help="a folder with run.json")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    die_with_parent()  # the launcher dies with its daemon, and we with the launcher
+
+    from fusion_engine.run import execute
+
+    execute(arguments.destination.resolve())
+    return 0

@@ -1,0 +1,79 @@
+"""The command line: what it prints, what it refuses and with which exit code, and that planning needs no torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fusion_core.growth_plan import GrowthPlan, plan_growth
+from fusion_engine.cli import main
+from msgspec.json import decode
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_plan_prints_the_exact_plan(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((tiny_base / "config.json").read_text())
+    expected = plan_growth(config, layers_added=2, placement="even")
+    arguments = ("plan", str(tiny_base), "--layers-added", "2", "--placement", "even")
+    assert decode(printed(capsys, *arguments, "--json"), type=GrowthPlan) == expected
+    assert f"{expected.params_before:,} -> {expected.params_after:,}" in printed(capsys, *arguments)
+
+
+def test_inspect_names_family_and_growth(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "inspect", str(tiny_base))
+    assert text.startswith("family      llama\n")
+    assert "one layer at a time; by default to 5 layers" in text
+    report = json.loads(printed(capsys, "inspect", str(tiny_base), "--json"))
+    assert report["inference"]["cache_per_token"] == 2 * 2 * 3 * 2 * 8  # bf16, K and V, layers, heads, channels
+
+
+def test_a_model_that_grows_in_width_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "depth     no: the model has 4 layers" in printed(capsys, "inspect", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        (None, [], "there is no such file; give a folder with a config.json [base_model_incomplete]"),
+        ("{", [], "not JSON"),
+        ("[]", [], "not a JSON object [base_model_corrupt]"),
+        ('{"architectures": ["MambaForCausalLM"]}', [], "these can: LlamaForCausalLM, MistralForCausalLM"),
+        ('{"architectures": ["LlamaForCausalLM"], "hidden_size": -1}', [], "does not describe a model"),
+        ('{"architectures": ["LlamaForCausalLM"]}', ["--layers-added", "999"], "it can be 1 to 100"),
+        ('{"architectures": ["LlamaForCausalLM"]}', ["--growth-factor", "9"], "between 1.0 and 4.0"),
+    ],
+)
+def test_bad_input_is_named_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str | None, words: list[str], message: str
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert main(["plan", str(tmp_path), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("fusion_engine: ")
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("words", [[], ["plan"], ["plan", "x", "--growth-factor", "big"], ["nonsense", "x"]])
+def test_arguments_that_cannot_be_parsed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: fusion-engine" in capsys.readouterr().err
+
+
+def test_planning_imports_no_torch(tiny_base: Path) -> None:
+    program = (
+        "import sys; from fusion_engine.cli import main; main(sys.argv[1:]);"
+        " sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'numpy') for name in sys.modules))"
+    )
+    for words in (["plan", str(tiny_base)], ["inspect", str(tiny_base)]):
+        subprocess.run([sys.executable, "-c", program, *words], check=True, timeout=60, stdout=subprocess.DEVNULL)
