@@ -21,7 +21,8 @@ def export(base: BaseFolder, plan: GrowthPlan, parameters: Parameters, folder: P
     failpoints.hit("export.before")
     tensors = dict(grown_tensors(base, plan))
     for name, parameter in parameters.items():
-        tensors[name] = MemoryTensor(parameter.data, tensors[name].dtype)
+        if name in tensors:  # a tied head has a name of its own only where the base stores it twice
+            tensors[name] = MemoryTensor(parameter.data, tensors[name].dtype)
     with complete_or_absent(folder) as partial:
         write_model(partial, tensors)
         write_config(partial, grown_config(base, plan))

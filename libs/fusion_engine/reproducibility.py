@@ -11,14 +11,17 @@ import torch
 import transformers
 
 
-def make_deterministic(seed: int, threads: int) -> None:
-    """Choose deterministic kernels for the whole process and seed every generator."""
+def make_deterministic(seed: int, threads: int, kernels: bool = True) -> None:
+    """Seed every generator, and choose deterministic `kernels` for the whole process.
+
+    Without those a GPU may compute other bits each time, and a resumed run other weights than an undisturbed one.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(kernels)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, adds nothing
-    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass is not deterministic
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(not kernels)  # its backward pass is not deterministic
+    torch.backends.cuda.enable_cudnn_sdp(not kernels)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -33,6 +36,7 @@ def fingerprint(device: torch.device, seed: int, world_size: int) -> dict[str, o
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "seed": seed,
         "world_size": world_size,

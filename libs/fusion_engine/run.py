@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
+from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import (
+    EngineRun,
     Evaluation,
     ExportSaved,
     Finished,
@@ -22,20 +24,22 @@ from fusion_core.trainer_protocol import (
 )
 from numpy.typing import NDArray
 
-from fusion_engine.base_folder import BaseFolder, load_model, load_tokenizer, open_base
+from fusion_engine.base_folder import BaseFolder, load_tokenizer, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
 from fusion_engine.data_order import TrainingRows
 from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT, perplexity
 from fusion_engine.export import export
-from fusion_engine.grow import grow, new_blocks
+from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
 from fusion_engine.objective import next_token_loss
 from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.packing import PackedRows, pack
+from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint, make_deterministic
 from fusion_engine.train import Subject, Trainer
+from fusion_engine.trainable import Trainable, load_grown
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
 
@@ -56,7 +60,7 @@ def execute(run_dir: Path) -> Outcome:
     run = read_run(run_dir)
     if not isinstance(run, TrainRun):
         raise ValueError(f"{run_dir / 'run.json'} is not a train job; `python -m fusion_data` does ingests")
-    accelerator = start_accelerator(run)
+    accelerator = start_accelerator(run, run.hyperparams)
     reporter = Reporter(run_dir, accelerator)
     try:
         outcome = _outcome(run_dir, run, accelerator, reporter)
@@ -76,15 +80,16 @@ def _outcome(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: R
         return Rejected(code=error.code, message=error.message, errors=error.errors)
 
 
-def start_accelerator(run: TrainRun) -> Accelerator:
-    """bf16 autocast on CUDA, plain fp32 on CPU. Raises ValueError when the launch is not the one the job needs."""
-    make_deterministic(run.hyperparams.seed, run.threads)
+def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:
+    """Deterministic kernels and the job's precision. Raises ValueError when the launch is not the one it needs."""
+    make_deterministic(hyperparams.seed, run.threads, hyperparams.deterministic)
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
+    computes_in_bf16 = compute_dtype(hyperparams.precision, on_cpu) == torch.bfloat16
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if computes_in_bf16 else "no")
     if accelerator.num_processes != run.num_processes:  # `accelerate launch --cpu --num_processes 2` starts one
         raise ValueError(f"launched with {accelerator.num_processes} processes, run.json asks for {run.num_processes}")
-    if run.hyperparams.batch_size % run.num_processes:
-        raise ValueError(f"batch_size {run.hyperparams.batch_size} cannot be shared by {run.num_processes} processes")
+    if hyperparams.batch_size % run.num_processes:
+        raise ValueError(f"batch_size {hyperparams.batch_size} cannot be shared by {run.num_processes} processes")
     return accelerator
 
 
@@ -97,13 +102,15 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     reporter.obey(state.progress.step if state is not None else 0)
 
     progress = _grow(run_dir, run, base, data, state, accelerator, reporter)
-    model, parameters = _load_grown(run_dir / GROWN_FOLDER, run, base, accelerator)
+    frozen_dtype = compute_dtype(run.hyperparams.precision, accelerator.device.type == "cpu")
+    grown = load_grown(run_dir / GROWN_FOLDER, run.growth_plan, run.hyperparams, base.family, frozen_dtype)
     reporter.obey(progress.step)
 
     reporter.phase("training")
     subject = Subject(
-        model=model,
-        parameters=parameters,
+        model=grown.model,
+        parameters=grown.parameters,
+        rate_scales=grown.rate_scales,
         rows=data.training,
         loss_of=next_token_loss,
         measure=lambda model: _measure(model, data, accelerator),
@@ -117,7 +124,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     reporter.phase("exporting")
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
-        manifest = export(base, run.growth_plan, parameters, folder)
+        manifest = export(base, run.growth_plan, _by_every_name(grown), folder)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))
     accelerator.wait_for_everyone()
     return _summary(run, progress, accelerator)
@@ -125,8 +132,11 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
 
 def _check_request(run: TrainRun, base: BaseFolder) -> None:
     """Raises RejectedError validation_failed for what no worker can train."""
-    if not run.growth_plan.new_after:
-        raise RejectedError("validation_failed", "growth_factor 1.0 adds nothing to train; choose a larger one")
+    if run.hyperparams.train_scope == "new" and not run.growth_plan.params_added:
+        raise RejectedError(
+            "validation_failed",
+            "growth_factor 1.0 adds nothing that train_scope new could train; choose a larger one, or train_scope all",
+        )
     longest = base.config.get("max_position_embeddings")
     if isinstance(longest, int) and run.hyperparams.seq_len > longest:
         raise RejectedError(
@@ -205,24 +215,17 @@ def _grow(
     return Progress(function_preservation=difference)
 
 
-def _load_grown(folder: Path, run: TrainRun, base: BaseFolder, accelerator: Accelerator) -> tuple[Any, Parameters]:
-    """The grown model with the base frozen, and its new parameters by name, in fp32."""
-    model = load_model(folder, torch.float32 if accelerator.device.type == "cpu" else None)
-    model.requires_grad_(False)
-    new = set(new_blocks(run.growth_plan))
-    parameters: Parameters = {}
-    for name, parameter in model.named_parameters():
-        place = base.family.split(name)
-        if place is not None and place[0] in new:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-            parameters[name] = parameter
-    return model, parameters
+def _by_every_name(grown: Trainable) -> Parameters:
+    """What learned, under each name it has: a tied head may be stored a second time beside the embedding."""
+    learned = {id(parameter) for parameter in grown.parameters.values()}
+    named = grown.model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if id(parameter) in learned}
 
 
 def _summary(run: TrainRun, progress: Progress, accelerator: Accelerator) -> dict[str, object]:
     """The public result of the job."""
-    curve = {f"turn_{entry.turn}" if entry.turn else "base": entry.perplexity for entry in progress.evaluations}
+    ends = [entry for entry in progress.evaluations if entry.turn_end]
+    curve = {f"turn_{entry.turn}" if entry.turn else "base": entry.perplexity for entry in ends}
     plan = run.growth_plan
     return {
         "params_before": plan.params_before,

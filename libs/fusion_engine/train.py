@@ -32,6 +32,13 @@ _SKIPPED_STEPS_LIMIT = 3
 _GIB = 2**30
 
 
+def evaluation_due(hyperparams: Hyperparams, step: int) -> bool:
+    """Is the model measured after `step`, beside the turns' ends: each `eval_every` steps, or at each cycle's end."""
+    if hyperparams.eval_every is not None:
+        return step % hyperparams.eval_every == 0
+    return step == hyperparams.cycle_end(hyperparams.cycle_of(step))
+
+
 class Rows(Protocol):
     """An endless sequence of training rows, the same for every number of processes."""
 
@@ -90,15 +97,15 @@ class Trainer:
         """Raises StoppedError when control.json asks for it, RejectedError when the loss stays non-finite."""
         progress, hyperparams = self.progress, self._hyperparams
         if not progress.evaluations:
-            self._evaluate(turn=0)
+            self._evaluate(turn=0, cycle=0, turn_end=True)
         self._model.train()
         self._reported_at = time.monotonic()
         while progress.step < hyperparams.total_steps:
             self._step()
             failpoints.hit("step")
             turn_end = progress.step % hyperparams.steps_per_turn == 0
-            if turn_end:
-                self._evaluate(hyperparams.turn_of(progress.step))
+            if turn_end or evaluation_due(hyperparams, progress.step):
+                self._evaluate(hyperparams.turn_of(progress.step), hyperparams.cycle_of(progress.step), turn_end)
             due = time.monotonic() - self._saved_at >= self._run.checkpoint_every_s
             due, reason = self._reporter.agree((due, self._reporter.requested_stop()))
             if turn_end or due or reason in ("drain", "stop"):  # nobody resumes a cancelled job
@@ -182,10 +189,11 @@ class Trainer:
         yield
         self._reported_at += time.monotonic() - start
 
-    def _evaluate(self, turn: int) -> None:
+    def _evaluate(self, turn: int, cycle: int, turn_end: bool) -> None:
         with self._outside_throughput():
             measured = self._subject.measure(self._model)
-        evaluation = msgspec.structs.replace(measured, step=self.progress.step, turn=turn)
+        place = {"turn": turn, "cycle": cycle, "turn_end": turn_end}
+        evaluation = msgspec.structs.replace(measured, step=self.progress.step, **place)
         self.progress.evaluations.append(evaluation)
         self._reporter.emit(evaluation)
 

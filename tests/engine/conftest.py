@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_runs import HYPERPARAMS
 from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import TrainRun, write_run
@@ -64,9 +65,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def base_maker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return lambda **overrides: make_base(tmp_path_factory.mktemp("base") / "other", **overrides)
-
-
-HYPERPARAMS = Hyperparams(turns=2, cycles=2, steps_per_cycle=4, lr=1e-2, seq_len=16, batch_size=4)
 
 
 @pytest.fixture

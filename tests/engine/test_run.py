@@ -6,53 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from engine_runs import MakeRun, exported, killed_at, last_checkpoint, of_type, outcome, request_stop_at
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import EventReader, EventWriter, TrainerEvent, write_control
+from fusion_core.trainer_protocol import write_control
 from fusion_engine.checkpoint import STATE_FILE, TRAINED_FILE, CheckpointError
 from fusion_engine.files import build_manifest
 from fusion_engine.run import execute
 from fusion_engine.safetensors_stream import MemoryTensor, read_header, write_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-MakeRun = Callable[..., Path]
-
-
-def events(run_dir: Path) -> list[TrainerEvent]:
-    return [event for _, event in EventReader(run_dir).read()]
-
-
-def of_type(run_dir: Path, name: str) -> list[Any]:
-    return [event for event in events(run_dir) if type(event).__name__ == name]
-
-
-def outcome(run_dir: Path) -> Any:
-    return events(run_dir)[-1]
-
-
-def exported(run_dir: Path) -> dict[str, str]:
-    return {file.rel: file.sha256 for file in build_manifest(run_dir / "export").files}
-
-
-def last_checkpoint(run_dir: Path) -> str | None:
-    saved = of_type(run_dir, "CheckpointSaved")
-    return str(saved[-1].path) if saved else None
-
-
-def request_stop_at(run_dir: Path, step: int, reason: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write control.json when the metrics of `step` are reported."""
-    emit = EventWriter.emit
-
-    def emit_and_stop(self: EventWriter, event: TrainerEvent) -> None:
-        emit(self, event)
-        if getattr(event, "step", None) == step:
-            write_control(run_dir, reason)
-
-    monkeypatch.setattr(EventWriter, "emit", emit_and_stop)
 
 
 @pytest.fixture
@@ -65,7 +30,15 @@ def undisturbed(make_run: MakeRun) -> Path:
 def test_a_run_grows_trains_evaluates_each_turn_and_exports(undisturbed: Path) -> None:
     result = outcome(undisturbed).result
     assert result["function_preservation"] == 0.0
-    assert [event.turn for event in of_type(undisturbed, "Evaluation")] == [0, 1, 2]
+    measured = of_type(undisturbed, "Evaluation")
+    assert [(event.step, event.turn, event.cycle) for event in measured] == [
+        (0, 0, 0),
+        (4, 1, 1),
+        (8, 1, 2),
+        (12, 2, 3),
+        (16, 2, 4),
+    ]
+    assert [event.step for event in measured if event.turn_end] == [0, 8, 16]
     assert result["perplexity"]["base"] > result["perplexity"]["turn_1"] > result["perplexity"]["turn_2"]
     assert (result["perplexity_before"], result["perplexity_after"]) == (
         result["perplexity"]["base"],
@@ -182,8 +155,8 @@ def test_stopping_and_resuming_gives_the_same_bytes(
     assert exported(second) == exported(undisturbed)
     assert outcome(second).result == outcome(undisturbed).result
     assert not of_type(second, "Grown")
-    turns = [event.turn for event in (*of_type(first, "Evaluation"), *of_type(second, "Evaluation"))]
-    assert turns == [0, 1, 2], "an evaluation inside the checkpoint is not reported again"
+    steps = [event.step for event in (*of_type(first, "Evaluation"), *of_type(second, "Evaluation"))]
+    assert steps == [0, 4, 8, 12, 16], "an evaluation inside the checkpoint is not reported again"
 
 
 @pytest.mark.parametrize(
@@ -202,15 +175,7 @@ def test_stopping_and_resuming_gives_the_same_bytes(
 )
 def test_kill_9_and_resume_gives_the_same_bytes(make_run: MakeRun, undisturbed: Path, failpoint: str) -> None:
     killed = make_run("killed")
-    pid = os.fork()
-    if pid == 0:  # a child with everything imported: no fresh interpreter's imports
-        try:
-            os.environ["FUSION_FAILPOINT"] = failpoint
-            execute(killed)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status), "the failpoint must have been hit"
+    killed_at(failpoint, killed)
     resumed = make_run("resumed", checkpoint_dir=last_checkpoint(killed))
     execute(resumed)
     assert exported(resumed) == exported(undisturbed)

@@ -1,0 +1,65 @@
+"""Which parameters of a grown model learn, and at which share of the rate."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fusion_core.growth_plan import GrowthPlan
+from fusion_core.job_spec import Hyperparams
+
+from fusion_engine.base_folder import load_model
+from fusion_engine.checkpoint import Parameters
+from fusion_engine.families import Family
+from fusion_engine.grow import new_blocks
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model, those of its parameters that learn, by name, and the ones that learn at another share than 1.0."""
+
+    model: Any
+    parameters: Parameters
+    rate_scales: Mapping[str, float]
+
+
+def load_grown(
+    folder: Path, plan: GrowthPlan, hyperparams: Hyperparams, family: Family, frozen_dtype: torch.dtype
+) -> Trainable:
+    """The grown model of `folder` on the CPU.
+
+    `train_scope` new: only what the plan added learns; the rest is frozen and kept once, in `frozen_dtype`. Autograd
+    then records nothing below the first new block, so the backward pass ends there. `train_scope` all: everything
+    learns, old weights at `old_lr_scale` of the rate, or at the whole rate where nothing was added.
+    """
+    new = _is_new(plan, family)
+    if hyperparams.train_scope == "new":
+        model, parameters = load_frozen(folder, new, frozen_dtype)
+        return Trainable(model, parameters, {})
+    model, parameters = load_frozen(folder, lambda _: True, frozen_dtype)
+    old = [name for name in parameters if not new(name)] if plan.params_added else []
+    return Trainable(model, parameters, dict.fromkeys(old, hyperparams.old_lr_scale))
+
+
+def load_frozen(folder: Path, learns: Callable[[str], bool], frozen_dtype: torch.dtype) -> tuple[Any, Parameters]:
+    """A model whose parameters learn, in fp32, where `learns(name)` says so; the others are in `frozen_dtype`."""
+    model = load_model(folder)  # as stored, so that what learns starts from every bit there is
+    parameters: Parameters = {}
+    for name, parameter in model.named_parameters():
+        learning = learns(name)
+        parameter.data = parameter.data.to(torch.float32 if learning else frozen_dtype)
+        parameter.requires_grad_(learning)
+        if learning:
+            parameters[name] = parameter
+    return model, parameters
+
+
+def _is_new(plan: GrowthPlan, family: Family) -> Callable[[str], bool]:
+    blocks = set(new_blocks(plan))
+
+    def new(name: str) -> bool:
+        place = family.split(name)
+        return place is not None and place[0] in blocks
+
+    return new
