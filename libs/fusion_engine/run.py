@@ -1,4 +1,4 @@
-"""A training attempt from top to bottom: prepare, grow, train, export. Read this file first."""
+"""An attempt from top to bottom; a train job's: prepare, grow, train, export. Read this file first."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from fusion_core.trainer_protocol import (
     Grown,
     Outcome,
     Rejected,
+    SampleRun,
     Stopped,
     TrainRun,
     read_run,
@@ -38,6 +39,7 @@ from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint, make_deterministic
+from fusion_engine.sample import sample_job
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import Trainable, load_grown
 
@@ -58,9 +60,9 @@ def execute(run_dir: Path) -> Outcome:
     Raises what no outcome describes: the attempt has then crashed and may be tried again from its last checkpoint.
     """
     run = read_run(run_dir)
-    if not isinstance(run, TrainRun):
-        raise ValueError(f"{run_dir / 'run.json'} is not a train job; `python -m fusion_data` does ingests")
-    accelerator = start_accelerator(run, run.hyperparams)
+    if not isinstance(run, TrainRun | SampleRun):
+        raise ValueError(f"{run_dir / 'run.json'} is not a job of the engine; `python -m fusion_data` does ingests")
+    accelerator = start_accelerator(run, _process_settings(run))
     reporter = Reporter(run_dir, accelerator)
     try:
         outcome = _outcome(run_dir, run, accelerator, reporter)
@@ -71,13 +73,21 @@ def execute(run_dir: Path) -> Outcome:
     return outcome
 
 
-def _outcome(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> Outcome:
+def _outcome(run_dir: Path, run: TrainRun | SampleRun, accelerator: Accelerator, reporter: Reporter) -> Outcome:
     try:
+        if isinstance(run, SampleRun):
+            return Finished(result=sample_job(run_dir, run, accelerator, reporter))
         return Finished(result=_train_job(run_dir, run, accelerator, reporter))
     except StoppedError as stop:
         return Stopped(step=stop.step, reason=stop.reason)
     except RejectedError as error:
         return Rejected(code=error.code, message=error.message, errors=error.errors)
+
+
+def _process_settings(run: TrainRun | SampleRun) -> Hyperparams:
+    if isinstance(run, SampleRun):
+        return Hyperparams(seed=run.seed, batch_size=run.num_processes)
+    return run.hyperparams
 
 
 def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:
