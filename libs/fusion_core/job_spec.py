@@ -128,6 +128,20 @@ class ContractHyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     precision: Precision = "auto"
     seed: Seed = 0
 
+    def healing(self) -> Hyperparams:
+        """The settings of healing as the training loop reads them: one turn of `train_steps`, which may be none."""
+        return Hyperparams(
+            turns=1,
+            cycles=max(1, min(6, self.train_steps)),
+            train_steps=self.train_steps,
+            growth_factor=1.0,
+            lr=self.lr,
+            seq_len=self.seq_len,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
 
 _SHARED_WITH_TRAINING = tuple(
     name for name in FinetuneHyperparams.__struct_fields__ if name in Hyperparams.__struct_fields__
