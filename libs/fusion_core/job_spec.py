@@ -155,6 +155,22 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     growth_plan: GrowthPlan
     base_model_name: str
 
+    @property
+    def params_before(self) -> int:
+        return self.growth_plan.params_before
+
+    @property
+    def params_after(self) -> int:
+        return self.growth_plan.params_after
+
+    @property
+    def total_steps(self) -> int:
+        return self.hyperparams.total_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.hyperparams.tokens_per_step
+
 
 class FinetuneSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a finetune job does; the model keeps its size."""
@@ -163,13 +179,45 @@ class FinetuneSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     params: int
     base_model_name: str
 
+    @property
+    def params_before(self) -> int:
+        return self.params
+
+    @property
+    def params_after(self) -> int:
+        return self.params
+
+    @property
+    def total_steps(self) -> int:
+        return self.hyperparams.steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.hyperparams.training().tokens_per_step
+
 
 class ContractSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a contract job does, resolved and frozen when it is created."""
+    """What a contract job does, resolved and frozen when it is created; its steps are those of healing."""
 
     hyperparams: ContractHyperparams
     contraction_plan: ContractionPlan
-    source_model_name: str
+    base_model_name: str
+
+    @property
+    def params_before(self) -> int:
+        return self.contraction_plan.params_before
+
+    @property
+    def params_after(self) -> int:
+        return self.contraction_plan.params_after
+
+    @property
+    def total_steps(self) -> int:
+        return self.hyperparams.train_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.hyperparams.seq_len * self.hyperparams.batch_size
 
 
 class SampleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,3 +233,14 @@ class IngestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     uploads: tuple[tuple[str, str], ...]
     heldout_percent: int = 2
+
+
+CustomerSpec = TrainSpec | FinetuneSpec | ContractSpec
+Spec = CustomerSpec | SampleSpec | IngestSpec
+CUSTOMER_SPECS: dict[str, type[CustomerSpec]] = {"train": TrainSpec, "finetune": FinetuneSpec, "contract": ContractSpec}
+INTERNAL_TYPES = frozenset({"ingest", "sample"})  # neither shown to customers nor billed
+
+
+def read_customer_spec(job_type: str, spec: dict[str, object]) -> CustomerSpec:
+    """The frozen spec of a job that a customer created, as its row holds it. Raises KeyError for an internal type."""
+    return msgspec.convert(spec, CUSTOMER_SPECS[job_type])

@@ -109,8 +109,16 @@ def estimate_contract(prices: PriceTable, params_before: int) -> Estimate:
     return Estimate((LineItem("contraction", 1, "job", fee, fee),), "job", 1)
 
 
+def estimate_finetune(prices: PriceTable, params: int, tokens: int) -> Estimate:
+    """The price of fine-tuning a model that keeps its size: tokens alone. Raises PriceError or ValueError."""
+    return estimate_train(prices, params, params, tokens)
+
+
 def bill_cancelled(estimate: Estimate, *, growth_done: bool, tokens_committed: int) -> Estimate:
-    """What a cancelled job owes at its frozen rates: growth if it was done, tokens up to the last checkpoint."""
+    """What a cancelled job owes at its frozen rates: growth if it was done, tokens up to the last checkpoint.
+
+    The flat fee of a contraction buys a contracted model, so a contraction that was cancelled owes nothing.
+    """
     lines = []
     for item in estimate.line_items:
         if item.label == "training" and tokens_committed > 0:

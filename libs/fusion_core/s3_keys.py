@@ -30,3 +30,8 @@ def export(attempt_prefix: str) -> str:
 
 def shards(attempt_prefix: str) -> str:
     return f"{attempt_prefix}/shards"
+
+
+def pool_file(base_prefix: str, sha256: str) -> str:
+    """A file of the rehearsal pool of a base whose own files lie below `base_prefix`: named by its content."""
+    return f"{base_prefix}/pool/{sha256}.jsonl"

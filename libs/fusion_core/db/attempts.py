@@ -13,7 +13,7 @@ import msgspec
 from fusion_core.db.endings import end_failed, frozen_estimate, obey_pending, record_event, requeue, write_ledger
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.job_spec import SPEC_VERSION, TrainSpec
+from fusion_core.job_spec import SPEC_VERSION, read_customer_spec
 from fusion_core.states import CRASH_BUDGET, State
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
@@ -233,7 +233,8 @@ async def mark_checkpoint_lost(conn: Connection, attempt: Attempt, checkpoint: C
 # -- endings ---------------------------------------------------------------------------------------------------------
 
 
-async def _completed_by(conn: Connection, attempt: Attempt) -> JobRow | None:
+async def completed_by(conn: Connection, attempt: Attempt) -> JobRow | None:
+    """The job, if it was this very attempt that completed it: then a repeated completion is success."""
     record = await queries.lock_job(conn, job_id=attempt.job_id)
     if record is None or record["state"] != State.COMPLETED or record["attempt_id"] != attempt.attempt_id:
         return None
@@ -270,12 +271,12 @@ async def complete_training(conn: Connection, attempt: Attempt, model: NewModel,
             completed = await queries.complete_job(
                 conn, **attempt.fence, output_model_id=model_id, result=result | cost
             )
-            tokens = msgspec.convert(job.spec, TrainSpec).hyperparams.training_tokens
-            await write_ledger(conn, job, estimate, tokens)
+            spec = read_customer_spec(job.type, job.spec)
+            await write_ledger(conn, job, estimate, spec.total_steps * spec.tokens_per_step)
             await record_event(conn, job, "completed", {"output_model_id": str(model_id)} | cost)
             return JobRow.of(completed)
     except LeaseLostError:
-        done = await _completed_by(conn, attempt)
+        done = await completed_by(conn, attempt)
         if done is None:
             raise
         return done
@@ -312,7 +313,7 @@ async def complete_ingest(
             await record_event(conn, job, "completed", {"dataset_id": str(job.dataset_id)})
             return JobRow.of(completed)
     except LeaseLostError:
-        done = await _completed_by(conn, attempt)
+        done = await completed_by(conn, attempt)
         if done is None:
             raise
         return done

@@ -10,7 +10,7 @@ import msgspec
 
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.job_spec import TrainSpec
+from fusion_core.job_spec import read_customer_spec
 from fusion_core.money import Estimate, bill_cancelled
 from fusion_core.states import LOSS_LIMIT
 
@@ -23,20 +23,20 @@ WEBHOOK_TOPICS = {
     "cancelled": "job.cancelled",
     "stopped": "job.stopped",
 }
-INGEST_TOPICS = {"completed": "dataset.ready", "failed": "dataset.failed"}
+INTERNAL_TOPICS = {"ingest": {"completed": "dataset.ready", "failed": "dataset.failed"}, "sample": {}}
 
 
 async def record_event(conn: Connection, job: JobRow, event_type: str, data: dict[str, Any] | None = None) -> int:
     """Append one of the platform's own events, and its outbox row where customers can subscribe to it."""
     seq: int = await queries.append_event(conn, job_id=job.id, type=event_type, data=data or {})
-    topic = (INGEST_TOPICS if job.type == "ingest" else WEBHOOK_TOPICS).get(event_type)
+    topic = INTERNAL_TOPICS.get(job.type, WEBHOOK_TOPICS).get(event_type)
     if topic is not None:
         await queries.insert_outbox(conn, job_id=job.id, seq=seq, topic=topic)
     return seq
 
 
 async def write_ledger(conn: Connection, job: JobRow, bill: Estimate | None, tokens: int) -> None:
-    """One line a priced job, at its terminal state. `bill` is None where nothing is owed; ingest has no price."""
+    """One line a priced job, at its terminal state, where `bill` None owes nothing; internal jobs have no price."""
     if job.price_version is None:
         return
     await queries.insert_ledger(
@@ -57,8 +57,7 @@ def frozen_estimate(job: JobRow) -> Estimate:
 async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow:
     """The rest of a cancellation: growth if it was done, and the tokens up to the last committed checkpoint."""
     if job.price_version is not None:
-        hyperparams = msgspec.convert(job.spec, TrainSpec).hyperparams
-        tokens = job.last_checkpoint_step * hyperparams.tokens_per_step
+        tokens = job.last_checkpoint_step * read_customer_spec(job.type, job.spec).tokens_per_step
         bill = bill_cancelled(frozen_estimate(job), growth_done=job.grown_at is not None, tokens_committed=tokens)
         await write_ledger(conn, job, bill, tokens)
     elif job.dataset_id is not None:

@@ -8,7 +8,7 @@ import msgspec
 from fusion_core.db.endings import end_cancelled, record_event
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.job_spec import SPEC_VERSION, IngestSpec, TrainSpec
+from fusion_core.job_spec import INTERNAL_TYPES, SPEC_VERSION, CustomerSpec, IngestSpec
 from fusion_core.money import Estimate
 from fusion_core.states import State
 
@@ -21,7 +21,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
     account_id: UUID
     type: str
-    spec: TrainSpec | IngestSpec
+    spec: CustomerSpec | IngestSpec
     pool: str
     dataset_id: UUID | None = None
     base_model_id: UUID | None = None
@@ -94,7 +94,7 @@ async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UU
 
 async def _lock(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
     record = await queries.lock_job(conn, job_id=job_id)
-    if record is None or record["account_id"] != account_id or record["type"] == "ingest":
+    if record is None or record["account_id"] != account_id or record["type"] in INTERNAL_TYPES:
         return None
     return JobRow.of(record)
 

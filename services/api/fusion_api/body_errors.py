@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar import Request
@@ -35,6 +36,10 @@ async def check_body(request: Request[Any, Any, Any]) -> None:
 def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError]:
     """Every fault of a decoded JSON value against a type; Structs and lists are looked into."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    tagged = _tagged(plain)
+    if tagged:
+        yield from _tagged_errors(tagged, value, pointer)
+        return
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         yield from _struct_errors(plain, value, pointer)
         return
@@ -56,6 +61,30 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
         yield FieldError(pointer, f"{error}{known}")
 
 
+def _tagged(kind: Any) -> dict[str, type[msgspec.Struct]]:
+    """The members of a union of tagged Structs by their tag; empty for any other type."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    if not all(isinstance(one, type) and issubclass(one, msgspec.Struct) for one in members):
+        return {}
+    return {str(one.__struct_config__.tag): one for one in members}
+
+
+def _tagged_errors(members: dict[str, type[msgspec.Struct]], value: Any, pointer: str) -> Iterator[FieldError]:
+    """Which member is meant decides what the other fields must be, so a wrong tag is named alone."""
+    if not isinstance(value, Mapping):
+        yield FieldError(pointer, "expected an object")
+        return
+    tag_field = str(next(iter(members.values())).__struct_config__.tag_field)
+    tag = value.get(tag_field)
+    if tag_field not in value:
+        yield FieldError(f"{pointer}/{tag_field}", f"is required; known: {', '.join(members)}")
+    elif not isinstance(tag, str) or tag not in members:
+        yield FieldError(f"{pointer}/{tag_field}", _unknown("value", tag, list(members)))
+    else:
+        rest = {name: inner for name, inner in value.items() if name != tag_field}
+        yield from _struct_errors(members[tag], rest, pointer)
+
+
 def _struct_errors(kind: type[msgspec.Struct], value: Any, pointer: str) -> Iterator[FieldError]:
     if not isinstance(value, Mapping):
         yield FieldError(pointer, "expected an object")
@@ -64,7 +93,7 @@ def _struct_errors(kind: type[msgspec.Struct], value: Any, pointer: str) -> Iter
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name in value:
         if name not in fields:
-            yield FieldError(f"{pointer}/{_escaped(name)}", _unknown(name, list(fields)))
+            yield FieldError(f"{pointer}/{_escaped(name)}", _unknown("field", name, list(fields)))
     for name, field in fields.items():
         if name in value:
             yield from find_errors(hints[field.name], value[name], f"{pointer}/{name}")
@@ -77,7 +106,7 @@ def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+def _unknown(what: str, given: Any, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(str(given), known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown field; {hint}"
+    return f"unknown {what}; {hint}"

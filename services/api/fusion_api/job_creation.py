@@ -1,31 +1,50 @@
-"""From a request body to a frozen job: defaults resolved, growth planned, price fixed."""
+"""From a request body to a frozen job: models and datasets found, defaults resolved, work planned, price fixed."""
 
 import hashlib
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from fusion_core.contraction_plan import ContractionPlan, plan_contraction
 from fusion_core.db.jobs import NewJob
 from fusion_core.db.pool import queries
+from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT, Base
 from fusion_core.growth_plan import GrowthPlan, plan_growth
-from fusion_core.job_spec import Hyperparams, TrainSpec
-from fusion_core.model_shapes import UnsupportedArchitectureError
-from fusion_core.money import PriceError, estimate_train
+from fusion_core.job_spec import (
+    ContractHyperparams,
+    ContractSpec,
+    CustomerSpec,
+    FinetuneHyperparams,
+    FinetuneSpec,
+    Hyperparams,
+    TrainSpec,
+)
+from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
+from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
 
 from fusion_api.auth import Caller
+from fusion_api.job_bodies import ContractBody, CreateJob, FinetuneBody, TrainBody
 from fusion_api.pricing import current_prices
-from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
 
 
-class CreateJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`base_model_id` is a catalog model's id or one of the account's own models'."""
+class Found(NamedTuple):
+    """The model a job starts from, and where the body named it."""
 
-    type: Literal["train"]
-    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-    base_model_id: UUID
-    dataset_id: UUID
-    hyperparams: Hyperparams = Hyperparams()
+    config: dict[str, Any]
+    name: str
+    params: int
+    base: Base
+    pointer: str
+
+
+class Resolved(NamedTuple):
+    spec: CustomerSpec
+    estimate: Estimate
+    found: Found
 
 
 def canonical_sha256(body: bytes) -> bytes:
@@ -33,42 +52,113 @@ def canonical_sha256(body: bytes) -> bytes:
     return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).digest()
 
 
-async def resolve(services: Services, caller: Caller, data: CreateJob, body: bytes) -> NewJob:
-    """Raises ProblemError not_found, dataset_not_ready, unsupported_architecture or validation_failed."""
-    config, name, base_model_id, source_model_id = await _base(services, caller, data.base_model_id)
-    await _check_dataset(services, caller, data.dataset_id)
-    plan = _plan(config, data.hyperparams)
+async def resolve(services: Services, caller: Caller, data: CreateJob, body: bytes) -> tuple[NewJob, Found]:
+    """The job to create, and the model it starts from.
+
+    Raises ProblemError not_found, dataset_not_ready, unsupported_architecture or validation_failed.
+    """
     prices = await current_prices(services.pool)
-    try:
-        estimate = estimate_train(prices, plan.params_before, plan.params_after, data.hyperparams.training_tokens)
-    except PriceError as error:
-        raise ProblemError("validation_failed", str(error), [FieldError("/base_model_id", str(error))]) from error
-    return NewJob(
+    match data:
+        case TrainBody():
+            job_type, resolved = "train", await _train(services, caller, data, body, prices)
+        case FinetuneBody():
+            job_type, resolved = "finetune", await _finetune(services, caller, data, prices)
+        case ContractBody():
+            job_type, resolved = "contract", await _contract(services, caller, data, prices)
+    if data.dataset_id is not None:
+        await _check_dataset(services, caller, data.dataset_id)
+    base = resolved.found.base
+    new = NewJob(
         account_id=caller.account_id,
-        type=data.type,
-        spec=TrainSpec(hyperparams=data.hyperparams, growth_plan=plan, base_model_name=name),
+        type=job_type,
+        spec=resolved.spec,
         pool=services.settings.training_pool,
         dataset_id=data.dataset_id,
-        base_model_id=base_model_id,
-        source_model_id=source_model_id,
+        base_model_id=base.base_model_id,
+        source_model_id=base.model_id,
         idempotency_key=data.idempotency_key,
         request_sha256=canonical_sha256(body),
         price_version=prices.version,
-        estimate=estimate,
+        estimate=resolved.estimate,
     )
+    return new, resolved.found
 
 
-async def _base(
-    services: Services, caller: Caller, model_id: UUID
-) -> tuple[dict[str, Any], str, UUID | None, UUID | None]:
-    """(config, name, catalog id or None, own model's id or None)."""
+# -- one function a type ---------------------------------------------------------------------------------------------
+
+
+async def _train(services: Services, caller: Caller, data: TrainBody, body: bytes, prices: PriceTable) -> Resolved:
+    found = await _any_model(services, caller, data.base_model_id, "/base_model_id")
+    _check_seq_len(found, data.hyperparams.seq_len)
+    hyperparams = _settled(data.hyperparams, msgspec.json.decode(body).get("hyperparams", {}))
+    plan = _growth(found, hyperparams)
+    with _priced(found):
+        estimate = estimate_train(prices, plan.params_before, plan.params_after, hyperparams.training_tokens)
+    return Resolved(TrainSpec(hyperparams=hyperparams, growth_plan=plan, base_model_name=found.name), estimate, found)
+
+
+async def _finetune(services: Services, caller: Caller, data: FinetuneBody, prices: PriceTable) -> Resolved:
+    found = await _model_to_finetune(services, caller, data)
+    with _plannable(found):
+        family_of(found.config)
+    hyperparams = _only(FinetuneHyperparams, data.hyperparams)
+    _check_seq_len(found, hyperparams.seq_len)
+    spec = FinetuneSpec(hyperparams=hyperparams, params=found.params, base_model_name=found.name)
+    with _priced(found):
+        estimate = estimate_finetune(prices, found.params, spec.total_steps * spec.tokens_per_step)
+    return Resolved(spec, estimate, found)
+
+
+async def _contract(services: Services, caller: Caller, data: ContractBody, prices: PriceTable) -> Resolved:
+    pointer = "/hyperparams/source_model_id"
+    found = await _own_model(services, caller, data.hyperparams.source_model_id, pointer)
+    hyperparams = _only(ContractHyperparams, data.hyperparams)
+    _check_seq_len(found, hyperparams.seq_len)
+    plan = _contraction(found, hyperparams)
+    settled = msgspec.structs.replace(hyperparams, num_layers_to_contract=plan.layers_to_contract)
+    spec = ContractSpec(hyperparams=settled, contraction_plan=plan, base_model_name=found.name)
+    with _priced(found):
+        estimate = estimate_contract(prices, plan.params_before)
+    return Resolved(spec, estimate, found)
+
+
+# -- finding models and datasets -------------------------------------------------------------------------------------
+
+
+async def _any_model(services: Services, caller: Caller, model_id: UUID, pointer: str) -> Found:
     row = await queries.get_base_model(services.pool, base_model_id=model_id)
     if row is not None:
-        return row["config"], row["name"], model_id, None
+        base = Base(base_model_id=model_id, account_id=OPERATOR_ACCOUNT)
+        return Found(row["config"], row["name"], row["params"], base, pointer)
+    try:
+        return await _own_model(services, caller, model_id, pointer)
+    except ProblemError as error:
+        raise not_found("base model, nor a model of yours", pointer) from error
+
+
+async def _own_model(services: Services, caller: Caller, model_id: UUID, pointer: str) -> Found:
     row = await queries.get_model(services.pool, account_id=caller.account_id, model_id=model_id)
     if row is None:
-        raise not_found("base model, nor a model of yours", "/base_model_id")
-    return row["config"], row["name"], None, model_id
+        raise not_found("model of yours", pointer)
+    base = Base(model_id=model_id, account_id=caller.account_id)
+    return Found(row["config"], row["name"], row["params"], base, pointer)
+
+
+async def _model_to_finetune(services: Services, caller: Caller, data: FinetuneBody) -> Found:
+    named = {
+        "/base_model_id": data.base_model_id,
+        "/source_model_id": data.source_model_id,
+        "/hyperparams/source_model_id": data.hyperparams.source_model_id,
+    }
+    given = {pointer: model_id for pointer, model_id in named.items() if model_id is not None}
+    if not given:
+        raise invalid([FieldError("/source_model_id", "name the model: source_model_id, or base_model_id")])
+    (pointer, model_id), *others = given.items()
+    if others:
+        raise invalid([FieldError(other, f"the model is named by {pointer} already") for other, _ in others])
+    if pointer == "/base_model_id":
+        return await _any_model(services, caller, model_id, pointer)
+    return await _own_model(services, caller, model_id, pointer)
 
 
 async def _check_dataset(services: Services, caller: Caller, dataset_id: UUID) -> None:
@@ -80,25 +170,73 @@ async def _check_dataset(services: Services, caller: Caller, dataset_id: UUID) -
         raise ProblemError("dataset_not_ready", f"the dataset is {row['status']}", errors)
 
 
-def _plan(config: dict[str, Any], hyperparams: Hyperparams) -> GrowthPlan:
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and hyperparams.seq_len > positions:
+# -- settings and plans ----------------------------------------------------------------------------------------------
+
+
+def _only(kind: Any, settings: msgspec.Struct) -> Any:
+    """The hyperparameters of a body without what names the model."""
+    return kind(**{name: getattr(settings, name) for name in kind.__struct_fields__})
+
+
+def _check_seq_len(found: Found, seq_len: int) -> None:
+    positions = found.config.get("max_position_embeddings")
+    if isinstance(positions, int) and seq_len > positions:
         detail = f"is beyond the base model's {positions} positions"
         raise ProblemError("validation_failed", f"seq_len {detail}", [FieldError("/hyperparams/seq_len", detail)])
-    try:
-        plan = plan_growth(
-            config,
+
+
+def _settled(hyperparams: Hyperparams, said: dict[str, Any]) -> Hyperparams:
+    """Settings that fit each other. Raises ProblemError naming those that contradict; `said` is what the body holds."""
+    errors = []
+    if hyperparams.layers_added is not None:
+        if "growth_factor" in said:
+            errors.append(FieldError("/hyperparams/layers_added", "say either layers_added or growth_factor"))
+        if hyperparams.growth_axis == "width":
+            errors.append(FieldError("/hyperparams/layers_added", "adds depth; width grows by growth_factor"))
+    elif hyperparams.growth_factor == 1.0:
+        if said.get("train_scope") == "new":
+            errors.append(FieldError("/hyperparams/train_scope", "nothing is new at growth_factor 1.0; choose 'all'"))
+        hyperparams = msgspec.structs.replace(hyperparams, train_scope="all")
+    if errors:
+        raise invalid(errors)
+    return hyperparams
+
+
+def _growth(found: Found, hyperparams: Hyperparams) -> GrowthPlan:
+    with _plannable(found):
+        return plan_growth(
+            found.config,
             growth_factor=hyperparams.growth_factor,
             layers_added=hyperparams.layers_added,
             axis=hyperparams.growth_axis,
             placement="even" if hyperparams.growth_placement == "even" else "upper",
         )
+
+
+def _contraction(found: Found, hyperparams: ContractHyperparams) -> ContractionPlan:
+    layers, depth = hyperparams.num_layers_to_contract, found.config.get("num_hidden_layers")
+    if layers is not None and isinstance(depth, int) and layers > depth:
+        raise invalid([FieldError("/hyperparams/num_layers_to_contract", f"is beyond the model's {depth} layers")])
+    with _plannable(found):
+        return plan_contraction(found.config, hyperparams.contraction_ratio, layers)
+
+
+@contextmanager
+def _plannable(found: Found) -> Iterator[None]:
+    """Within, what the plans raise for a model that cannot be worked on becomes a problem."""
+    try:
+        yield
     except UnsupportedArchitectureError as error:
-        errors = [FieldError("/base_model_id", str(error))]
+        errors = [FieldError(found.pointer, str(error))]
         raise ProblemError("unsupported_architecture", str(error), errors) from error
-    except ValueError as error:  # the message names the setting and what is possible
+    except ValueError as error:
         raise ProblemError("validation_failed", str(error), [FieldError("/hyperparams", str(error))]) from error
-    if not plan.params_added:
-        detail = "adds nothing; choose more than 1.0"
-        raise ProblemError("validation_failed", "nothing to train", [FieldError("/hyperparams/growth_factor", detail)])
-    return plan
+
+
+@contextmanager
+def _priced(found: Found) -> Iterator[None]:
+    """Within, a model beyond the price table becomes a problem."""
+    try:
+        yield
+    except PriceError as error:
+        raise ProblemError("validation_failed", str(error), [FieldError(found.pointer, str(error))]) from error

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 from fusion_core.db.rows import JobRow
-from fusion_core.job_spec import TrainSpec
+from fusion_core.job_spec import CustomerSpec, read_customer_spec
 from fusion_core.money import Estimate
 from fusion_core.states import State
 
@@ -45,12 +45,13 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class JobDetail(Job, frozen=True, kw_only=True):
-    """A job as GET shows it."""
+    """A job as GET shows it. A train job shows its base, whichever list it is from, as `base_model_id`."""
 
     phase: str | None
     progress: Progress
-    base_model_id: UUID
-    dataset_id: UUID
+    base_model_id: UUID | None
+    source_model_id: UUID | None
+    dataset_id: UUID | None
     hyperparams: dict[str, Any]
     params_before: int
     params_after: int
@@ -79,31 +80,31 @@ def show_job(job: JobRow) -> Job:
 
 def show_detail(job: JobRow, point: dict[str, Any] | None) -> JobDetail:
     """`point` is the job's newest metrics point."""
-    spec = msgspec.convert(job.spec, TrainSpec)
-    base_model_id = job.base_model_id or job.source_model_id
-    if base_model_id is None or job.dataset_id is None:
-        raise ValueError(f"job {job.id} has no base model or no dataset")
+    spec = read_customer_spec(job.type, job.spec)
     return JobDetail(
         **_nine(job),
         phase=job.phase,
         progress=_progress(job, spec, point),
-        base_model_id=base_model_id,
+        base_model_id=job.base_model_id or (job.source_model_id if job.type == "train" else None),
+        source_model_id=job.source_model_id,
         dataset_id=job.dataset_id,
         hyperparams=msgspec.to_builtins(spec.hyperparams),
-        params_before=spec.growth_plan.params_before,
-        params_after=spec.growth_plan.params_after,
+        params_before=spec.params_before,
+        params_after=spec.params_after,
         estimate=show_estimate(msgspec.convert(job.estimate, Estimate)),
         cancel_requested=job.cancel_requested_at is not None,
         error=msgspec.convert(job.error, JobError) if job.error is not None else None,
     )
 
 
-def _progress(job: JobRow, spec: TrainSpec, point: dict[str, Any] | None) -> Progress:
-    total = spec.hyperparams.total_steps
-    step = total if job.state == State.COMPLETED else int(point["step"]) if point else job.last_checkpoint_step
+def _progress(job: JobRow, spec: CustomerSpec, point: dict[str, Any] | None) -> Progress:
+    """A contraction that does not heal has no steps: it is done when it is completed."""
+    completed, total = job.state == State.COMPLETED, spec.total_steps
+    step = total if completed else int(point["step"]) if point else job.last_checkpoint_step
     rate = float(point["throughput"]) if point else 0.0
     left = (total - step) / rate if rate > 0 and job.state == State.RUNNING else None
-    return Progress(step, total, round(100 * step / total, 2), step * spec.hyperparams.tokens_per_step, left)
+    percent = 100.0 if completed else round(100 * step / total, 2) if total else 0.0
+    return Progress(step, total, percent, step * spec.tokens_per_step, left)
 
 
 class MetricsPage(msgspec.Struct, frozen=True):

@@ -6,14 +6,16 @@ from uuid import UUID
 import structlog
 from fusion_core.db import jobs
 from fusion_core.db.jobs import IdempotencyConflictError
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
-from fusion_api.job_creation import CreateJob, canonical_sha256, resolve
+from fusion_api.job_bodies import CreateJob
+from fusion_api.job_creation import Found, canonical_sha256, resolve
 from fusion_api.job_views import Job, JobDetail, MetricsPage, show_detail, show_job
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, not_found
@@ -40,8 +42,9 @@ async def create_job(
             job = await jobs.find_by_key(connection, caller.account_id, data.idempotency_key, canonical_sha256(body))
         created = False
         if job is None:
-            new = await resolve(services, caller, data, body)
+            new, found = await resolve(services, caller, data, body)
             async with services.pool.acquire() as connection:
+                await _ensure_sampled(connection, services, found)
                 job, created = await jobs.submit_job(connection, new)
     except IdempotencyConflictError as error:
         raise _conflict("this idempotency_key was used with another body") from error
@@ -49,6 +52,15 @@ async def create_job(
         log.info("job_created", job_id=str(job.id), type=job.type)
         return Response(show_job(job), status_code=201)
     return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
+
+
+async def _ensure_sampled(connection: Connection, services: Services, found: Found) -> None:
+    """The job waits for text sampled from what it starts from; once there is some, it serves every later job."""
+    settings = services.settings
+    if settings.sample_rows > 0:
+        await ensure_sampled(
+            connection, found.base, config=found.config, rows=settings.sample_rows, pool=settings.training_pool
+        )
 
 
 def _conflict(detail: str) -> ProblemError:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fusion_core.db.pool import queries
+from fusion_core.job_spec import BatchSize, FinetuneHyperparams, SeqLen
 from fusion_core.money import (
     MAX_PARAMS,
     MICRO,
@@ -11,6 +12,7 @@ from fusion_core.money import (
     LineItem,
     PriceTable,
     estimate_contract,
+    estimate_finetune,
     estimate_train,
 )
 from litestar import post
@@ -25,7 +27,11 @@ Params = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]
 
 
 class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`tokens` counts for itself; else `train_steps` or cycles x steps_per_cycle, times turns and seq_len."""
+    """`tokens` counts for itself; else steps times seq_len, batch_size and gradient_accumulation.
+
+    The steps of a training are turns x (`train_steps`, or cycles x steps_per_cycle), those of a fine-tuning `steps`
+    or `train_steps`.
+    """
 
     type: Literal["train", "contract", "finetune"] = "train"
     params_before: Params
@@ -35,14 +41,21 @@ class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     turns: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
     cycles: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
     steps_per_cycle: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
-    seq_len: Annotated[int, msgspec.Meta(ge=8, le=131_072)] = 256
+    steps: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = FinetuneHyperparams().steps
+    seq_len: SeqLen = 256
+    batch_size: BatchSize = 1
+    gradient_accumulation: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
 
     @property
     def training_tokens(self) -> int:
         if self.tokens is not None:
             return self.tokens
-        steps = self.train_steps if self.train_steps is not None else self.cycles * self.steps_per_cycle
-        return self.turns * steps * self.seq_len
+        if self.type == "finetune":
+            steps = self.steps if self.train_steps is None else self.train_steps
+        else:
+            per_turn = self.cycles * self.steps_per_cycle if self.train_steps is None else self.train_steps
+            steps = self.turns * per_turn
+        return steps * self.seq_len * self.batch_size * self.gradient_accumulation
 
 
 class ShownLine(msgspec.Struct, frozen=True):
@@ -88,9 +101,13 @@ async def estimate_price(data: JSONBody[EstimateRequest], services: NamedDepende
     prices = await current_prices(services.pool)
     if data.type == "contract":
         return show_estimate(estimate_contract(prices, data.params_before))
-    after = data.params_before if data.type == "finetune" else data.params_after
+    before, after = data.params_before, data.params_after
+    if data.type == "finetune":
+        if after not in (None, before):
+            raise invalid([FieldError("/params_after", f"fine-tuning keeps the size, {before}")])
+        return show_estimate(estimate_finetune(prices, before, data.training_tokens))
     if after is None:
         raise invalid([FieldError("/params_after", "is required for type train")])
-    if after < data.params_before:
-        raise invalid([FieldError("/params_after", f"is less than params_before, {data.params_before}")])
-    return show_estimate(estimate_train(prices, data.params_before, after, data.training_tokens))
+    if after < before:
+        raise invalid([FieldError("/params_after", f"is less than params_before, {before}")])
+    return show_estimate(estimate_train(prices, before, after, data.training_tokens))

@@ -9,7 +9,9 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     port: int = 8000
     """Where the API, its documents, /health and /ready answer."""
     training_pool: str = "h100x1"
-    """The pool that new training jobs wait for."""
+    """The pool that trains, fine-tunes, contracts and samples."""
+    sample_rows: int = 0
+    """Sequences sampled from each new base for rehearsal; 0 leaves it to every job to sample a few for itself."""
     ingest_pool: str = "cpu"
     """The pool that reads datasets."""
     max_body_bytes: int = 2**20

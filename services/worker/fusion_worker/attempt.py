@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import structlog
 from fusion_core import failpoints, s3_keys
-from fusion_core.db import attempts
+from fusion_core.db import attempts, rehearsal_pools
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, NewModel, NewShard
-from fusion_core.db.pool import Pool
+from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import Finished, Manifest, Rejected, Stopped, write_control
@@ -22,9 +22,9 @@ from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.input_cache import InputCache
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
-from fusion_worker.staging import Stager, UploadRejectedError
+from fusion_worker.staging import Stager, UploadRejectedError, output_name
 from fusion_worker.trainer_process import TrainerProcess
-from fusion_worker.uploads import CheckpointUploader, upload_folder
+from fusion_worker.uploads import CheckpointUploader, upload_folder, upload_verified
 
 log = structlog.get_logger()
 
@@ -149,6 +149,8 @@ class AttemptRunner:
         failpoints.hit("completion.before")
         if self._job.type == "ingest":
             await self._complete_ingest(outcome.result)
+        elif self._job.type == "sample":
+            await self._complete_sample()
         else:
             await self._complete_training(outcome.result)
         failpoints.hit("completion.after")
@@ -161,9 +163,28 @@ class AttemptRunner:
         prefix = s3_keys.export(self._prefix)
         await upload_folder(self._machine.storage, Path(export.path), prefix, export.manifest)
         config = json.loads((Path(export.path) / "config.json").read_bytes())
-        name = self._job.spec["hyperparams"].get("output_name") or f"model-{self._job.id}"
-        model = NewModel(name=name, params=export.params, config=config, s3_prefix=prefix, manifest=export.manifest)
+        model = NewModel(
+            name=output_name(self._job),
+            params=export.params,
+            config=config,
+            s3_prefix=prefix,
+            manifest=export.manifest,
+        )
         await self._persist(attempts.complete_training, model, result)
+
+    async def _complete_sample(self) -> None:
+        """The pool goes beside its base, each file under its own hash: a zombie can only write the same again."""
+        if not self._pump.shards:
+            raise RuntimeError("the trainer finished without a pool")
+
+        async def read(connection: Any) -> Any:
+            return await queries.base_of_job(connection, job_id=self._job.id)
+
+        base = await with_postgres(self._machine.pool, read, for_s=self._machine.settings.isolation_limit_s)
+        for saved in self._pump.shards:
+            key = s3_keys.pool_file(base["s3_prefix"], saved.file.sha256)
+            await upload_verified(self._machine.storage, Path(saved.path), key, saved.file)
+        await self._persist(rehearsal_pools.complete_sample, [saved.file for saved in self._pump.shards])
 
     async def _complete_ingest(self, result: dict[str, object]) -> None:
         prefix = s3_keys.shards(self._prefix)

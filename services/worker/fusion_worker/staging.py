@@ -5,20 +5,24 @@ from typing import Any
 
 import msgspec
 import structlog
+from fusion_core import s3_keys
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, Checkpoint
 from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.job_spec import IngestSpec, TrainSpec
+from fusion_core.job_spec import ContractSpec, FinetuneSpec, IngestSpec, SampleSpec, TrainSpec, read_customer_spec
 from fusion_core.storage import ObjectCorruptError, ObjectMissingError, Storage
 from fusion_core.trainer_protocol import (
     CHECKPOINT_FORMAT_VERSION,
     MANIFEST_FILE,
+    ContractRun,
     FileEntry,
+    FinetuneRun,
     IngestInput,
     IngestRun,
     Manifest,
     Run,
+    SampleRun,
     TrainRun,
     write_run,
 )
@@ -38,6 +42,11 @@ class UploadRejectedError(Exception):
         self.code = code
 
 
+def output_name(job: JobRow) -> str:
+    """The name that the job's model gets: the customer's, or one made of the job's id."""
+    return job.spec["hyperparams"].get("output_name") or f"model-{job.id}"
+
+
 class Stager:
     """Stages one attempt's inputs into its run directory."""
 
@@ -49,7 +58,12 @@ class Stager:
 
     async def stage(self, job: JobRow, attempt: Attempt, run_dir: Path) -> Run:
         """Raises UploadRejectedError, ObjectMissingError, ObjectCorruptError, OSError, or a lost lease."""
-        run = await (self._ingest(job, run_dir) if job.type == "ingest" else self._train(job, attempt, run_dir))
+        if job.type == "ingest":
+            run: Run = await self._ingest(job, run_dir)
+        elif job.type == "sample":
+            run = await self._sample(job, run_dir)
+        else:
+            run = await self._engine_job(job, attempt, run_dir)
         write_run(run_dir, run)
         return run
 
@@ -69,30 +83,65 @@ class Stager:
         for entry in manifest.files:
             await self._cache.place(f"{prefix}/{entry.rel}", entry, folder / entry.rel)
 
-    async def _train(self, job: JobRow, attempt: Attempt, run_dir: Path) -> TrainRun:
-        spec = msgspec.convert(job.spec, TrainSpec)
+    async def _engine_job(self, job: JobRow, attempt: Attempt, run_dir: Path) -> TrainRun | FinetuneRun | ContractRun:
+        spec = read_customer_spec(job.type, job.spec)
+        shards = await self._shards(job, run_dir)
+        inputs: dict[str, Any] = await self._base(job, run_dir) | {
+            "base_name": spec.base_model_name,
+            "output_name": output_name(job),
+            "dataset_name": await self._row(queries.dataset_name_of_job, job_id=job.id) or "",
+            "train_shards": shards["train"],
+            "heldout_shards": shards["heldout"],
+            "rehearsal_files": await self._rehearsal(job, run_dir),
+            "pool_files": await self._pool_files(job, run_dir),
+            "checkpoint_dir": await self._checkpoint(job, attempt, run_dir),
+            "checkpoint_every_s": self._settings.checkpoint_every_s,
+        }
+        match spec:
+            case TrainSpec():
+                return TrainRun(hyperparams=spec.hyperparams, growth_plan=spec.growth_plan, **inputs)
+            case FinetuneSpec():
+                return FinetuneRun(hyperparams=spec.hyperparams, **inputs)
+            case ContractSpec():
+                return ContractRun(hyperparams=spec.hyperparams, contraction_plan=spec.contraction_plan, **inputs)
+
+    async def _sample(self, job: JobRow, run_dir: Path) -> SampleRun:
+        spec = msgspec.convert(job.spec, SampleSpec)
+        inputs = await self._base(job, run_dir)
+        return SampleRun(rows=spec.rows, seq_len=spec.seq_len, seed=spec.seed, **inputs)
+
+    async def _base(self, job: JobRow, run_dir: Path) -> dict[str, Any]:
+        """The base's files on local disk, and what run.json says for every kind of work."""
         base = await self._row(queries.base_of_job, job_id=job.id)
         await self._place_all(base["s3_prefix"], msgspec.convert(base["manifest"], Manifest), run_dir / "base")
+        return {
+            "job_id": str(job.id),
+            "lease_epoch": job.lease_epoch,
+            "base_dir": str(run_dir / "base"),
+            "num_processes": self._settings.num_processes,
+            "threads": self._settings.threads,
+        }
+
+    async def _shards(self, job: JobRow, run_dir: Path) -> dict[str, tuple[str, ...]]:
+        """Local paths by split; both are empty where the job has no dataset."""
         shards: dict[str, list[str]] = {"train": [], "heldout": []}
         for number, row in enumerate(await self._rows(queries.shards_of_dataset, dataset_id=job.dataset_id)):
             path = run_dir / "data" / f"{row['split']}-{number:05d}.jsonl"
             await self._cache.place(row["s3_key"], FileEntry(path.name, row["bytes"], row["sha256"]), path)
             shards[row["split"]].append(str(path))
-        return TrainRun(
-            job_id=str(job.id),
-            lease_epoch=attempt.epoch,
-            hyperparams=spec.hyperparams,
-            growth_plan=spec.growth_plan,
-            base_dir=str(run_dir / "base"),
-            base_name=spec.base_model_name,
-            train_shards=tuple(shards["train"]),
-            heldout_shards=tuple(shards["heldout"]),
-            rehearsal_files=await self._rehearsal(job, run_dir),
-            checkpoint_dir=await self._checkpoint(job, attempt, run_dir),
-            checkpoint_every_s=self._settings.checkpoint_every_s,
-            num_processes=self._settings.num_processes,
-            threads=self._settings.threads,
-        )
+        return {split: tuple(paths) for split, paths in shards.items()}
+
+    async def _pool_files(self, job: JobRow, run_dir: Path) -> tuple[str, ...]:
+        """Text sampled from the base; without it the trainer samples a little for itself."""
+        found = await self._row(queries.pool_of_job, job_id=job.id)
+        if found is None:
+            return ()
+        base = await self._row(queries.base_of_job, job_id=job.id)
+        entries = msgspec.convert(found, Manifest).files
+        paths = [run_dir / "pool" / entry.rel for entry in entries]
+        for entry, path in zip(entries, paths, strict=True):
+            await self._cache.place(s3_keys.pool_file(base["s3_prefix"], entry.sha256), entry, path)
+        return tuple(str(path) for path in paths)
 
     async def _rehearsal(self, job: JobRow, run_dir: Path) -> tuple[str, ...]:
         row = await self._row(queries.rehearsal_of_job, job_id=job.id)

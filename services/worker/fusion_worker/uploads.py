@@ -12,7 +12,7 @@ from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, LeaseLostError, NewCheckpoint
 from fusion_core.db.pool import Pool
 from fusion_core.storage import ObjectCorruptError, Storage
-from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, Manifest
+from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, FileEntry, Manifest
 
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
@@ -38,9 +38,19 @@ async def upload_folder(storage: Storage, folder: Path, prefix: str, manifest: M
         for entry in manifest.files:
             group.create_task(upload(entry.rel))
     for entry in manifest.files:
-        if not await storage.matches(f"{prefix}/{entry.rel}", entry):
-            raise ObjectCorruptError(f"{prefix}/{entry.rel} reads back with another SHA-256")
+        await _verify(storage, f"{prefix}/{entry.rel}", entry)
     await storage.put_bytes(f"{prefix}/{MANIFEST_FILE}", msgspec.json.encode(manifest))
+
+
+async def upload_verified(storage: Storage, path: Path, key: str, entry: FileEntry) -> None:
+    """Upload one file and read it back. Raises ObjectCorruptError, and whatever S3 raises."""
+    await storage.upload_file(path, key)
+    await _verify(storage, key, entry)
+
+
+async def _verify(storage: Storage, key: str, entry: FileEntry) -> None:
+    if not await storage.matches(key, entry):
+        raise ObjectCorruptError(f"{key} reads back with another SHA-256")
 
 
 class CheckpointUploader:

@@ -77,6 +77,11 @@ class Customer:
         assert response.status_code == 201, response.text
         return str(response.json()["id"])
 
+    async def model(self, base: str) -> str:
+        """The id of a model of the account's own, grown from a base."""
+        await self.complete(await self.claim(await self.submit(base)))
+        return str((await self.send("GET", "/api/models")).json()[0]["id"])
+
     async def claim(self, job_id: str) -> Attempt:
         """What a worker does first."""
         attempt_id = uuid4()
@@ -90,7 +95,7 @@ class Customer:
         """What a worker does last."""
         manifest = Manifest((FileEntry("config.json", 5, "0" * 64),))
         prefix = f"jobs/{attempt.job_id}"
-        model = NewModel(name="my-grown-model", params=9, config=CONFIG, s3_prefix=prefix, manifest=manifest)
+        model = NewModel(name="my-grown-model", params=9_000_000, config=CONFIG, s3_prefix=prefix, manifest=manifest)
         async with self.pool.acquire() as conn:
             result = {"perplexity_before": 17.0, "perplexity_after": 11.0}
             await attempts.complete_training(conn, attempt, model, result)

@@ -105,7 +105,7 @@ async def test_names_hold_no_control_characters(
 
 
 async def test_pointers_are_escaped_and_not_endless(customer: Any, problem: Problem) -> None:
-    body = {"a/b~c": 1} | {f"unknown{number}": 1 for number in range(1000)}
+    body = {"type": "train", "a/b~c": 1} | {f"unknown{number}": 1 for number in range(1000)}
     errors = problem(await customer.send("POST", "/api/jobs", json=body), "validation_failed")["errors"]
     assert errors[0]["pointer"] == "/a~1b~0c"
     assert len(errors) == 100

@@ -53,13 +53,12 @@ async def test_a_used_key_with_another_body_is_a_conflict(customer: Any, base_mo
 
 
 async def test_every_bad_field_is_named_at_once(customer: Any, base_model_id: str, problem: Problem) -> None:
-    body = await customer.job_body(base_model_id, type="contract", colour="red", base_model_id="x")
+    body = await customer.job_body(base_model_id, colour="red", base_model_id="x")
     body["hyperparams"] = {"turns": 99, "lr": "fast", "steps_per_cylce": 5}
     del body["idempotency_key"]
     errors = problem(await customer.send("POST", "/api/jobs", json=body), "validation_failed")["errors"]
     named = {error["pointer"]: error["detail"] for error in errors}
     assert set(named) == {
-        "/type",
         "/colour",
         "/base_model_id",
         "/idempotency_key",
@@ -206,16 +205,6 @@ async def test_a_model_of_ones_own_can_be_grown_again(customer: Any, base_model_
     newest, oldest = (await customer.send("GET", "/api/models")).json()
     assert newest["lineage"] == {"job_id": second["id"], "parent_model_id": model["id"]}
     assert (newest["name"], newest["version"], oldest["version"]) == (model["name"], "v2", "v1")
-
-
-@pytest.mark.parametrize("job_type", ["contract", "finetune"])
-async def test_types_that_do_not_work_yet_are_refused_with_those_that_do(
-    customer: Any, base_model_id: str, problem: Problem, job_type: str
-) -> None:
-    body = await customer.job_body(base_model_id, type=job_type)
-    (error,) = problem(await customer.send("POST", "/api/jobs", json=body), "validation_failed")["errors"]
-    assert error["pointer"] == "/type"
-    assert error["detail"].endswith("known: train")
 
 
 async def test_a_cancel_of_a_running_job_is_pending_until_its_worker_obeys(customer: Any, base_model_id: str) -> None:

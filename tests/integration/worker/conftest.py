@@ -9,18 +9,30 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 import psutil
 import pytest
 from fusion_core import s3_keys
+from fusion_core.contraction_plan import plan_contraction
 from fusion_core.db import jobs
 from fusion_core.db.pool import Pool, connect_pool, queries
+from fusion_core.db.rehearsal_pools import Base, ensure_sampled
 from fusion_core.db.rows import JobRow
 from fusion_core.growth_plan import plan_growth
-from fusion_core.job_spec import Hyperparams, IngestSpec, TrainSpec
-from fusion_core.money import DEFAULT_PRICES, estimate_train
+from fusion_core.job_spec import (
+    ContractHyperparams,
+    ContractSpec,
+    CustomerSpec,
+    FinetuneHyperparams,
+    FinetuneSpec,
+    Hyperparams,
+    IngestSpec,
+    TrainSpec,
+)
+from fusion_core.money import DEFAULT_PRICES, Estimate, estimate_contract, estimate_finetune, estimate_train
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
@@ -75,7 +87,7 @@ class Site:
         account_id: UUID = (await queries.insert_account(self.pool, name="account"))["id"]
         return account_id
 
-    async def _base_model(self) -> UUID:
+    async def base_model(self) -> UUID:
         base_model_id = uuid4()
         prefix = s3_keys.base_model(base_model_id)
         files = (
@@ -116,22 +128,52 @@ class Site:
         await queries.dataset_ready(self.pool, dataset_id=dataset_id, shard_count=2, bytes=40, rows=2, heldout_rows=1)
         return dataset_id
 
-    async def train(self, mode: str = "normal") -> UUID:
+    async def train(self, mode: str = "normal", base_model_id: UUID | None = None) -> UUID:
         """A queued job of four steps; `mode` says what the stub trainer does."""
-        account_id = await self._account()
         hyperparams = Hyperparams(turns=1, cycles=1, steps_per_cycle=4, output_name=f"{mode}-model")
         plan = plan_growth(CONFIG)
+        spec = TrainSpec(hyperparams=hyperparams, growth_plan=plan, base_model_name="tiny")
+        estimate = estimate_train(DEFAULT_PRICES, plan.params_before, plan.params_after, hyperparams.training_tokens)
+        base_model_id = base_model_id or await self.base_model()
+        return await self._customer_job("train", spec, estimate, base_model_id=base_model_id)
+
+    async def finetune(self) -> UUID:
+        spec = FinetuneSpec(hyperparams=FinetuneHyperparams(steps=4), params=2, base_model_name="tiny")
+        estimate = estimate_finetune(DEFAULT_PRICES, 2, 4 * 256)
+        return await self._customer_job("finetune", spec, estimate, base_model_id=await self.base_model())
+
+    async def contract(self, source: JobRow) -> UUID:
+        """Of the model that a completed job made, without a dataset."""
+        plan = plan_contraction(CONFIG, 0.5)
+        spec = ContractSpec(hyperparams=ContractHyperparams(), contraction_plan=plan, base_model_name="grown")
+        estimate = estimate_contract(DEFAULT_PRICES, plan.params_before)
+        return await self._customer_job(
+            "contract", spec, estimate, account_id=source.account_id, source_model_id=source.output_model_id
+        )
+
+    async def sample(self, base: Base) -> UUID:
+        """The internal job that samples a base's rehearsal pool."""
+        async with self.pool.acquire() as connection:
+            job = await ensure_sampled(connection, base, config=CONFIG, rows=1, pool=POOL)
+        assert job is not None
+        return job.id
+
+    async def _customer_job(
+        self, job_type: str, spec: CustomerSpec, estimate: Estimate, account_id: UUID | None = None, **inputs: Any
+    ) -> UUID:
+        account_id = account_id or await self._account()
+        if job_type != "contract":
+            inputs["dataset_id"] = await self._dataset(account_id)
         new = jobs.NewJob(
             account_id=account_id,
-            type="train",
-            spec=TrainSpec(hyperparams=hyperparams, growth_plan=plan, base_model_name="tiny"),
+            type=job_type,
+            spec=spec,
             pool=POOL,
-            dataset_id=await self._dataset(account_id),
-            base_model_id=await self._base_model(),
             idempotency_key=uuid4().hex,
             request_sha256=b"\0" * 32,
             price_version=1,
-            estimate=estimate_train(DEFAULT_PRICES, plan.params_before, plan.params_after, hyperparams.training_tokens),
+            estimate=estimate,
+            **inputs,
         )
         return await self._submit(new)
 

@@ -1,6 +1,6 @@
 """A trainer that computes nothing: it speaks the whole protocol within milliseconds. python stub_trainer.py RUN_DIR
 
-The first word of hyperparams.output_name chooses what it does:
+Of a sample job it makes a pool of one line. Else the first word of output_name chooses what it does:
 
     normal   every step at once, a checkpoint in the middle, an export
     sleep    a checkpoint in the middle, then waits to be asked to stop; resumed, it goes on as `normal`
@@ -20,6 +20,9 @@ from pathlib import Path
 from fusion_core.trainer_protocol import (
     MANIFEST_FILE,
     CheckpointSaved,
+    Diagnosed,
+    EngineRun,
+    Evaluation,
     EventWriter,
     ExportSaved,
     FileEntry,
@@ -27,8 +30,11 @@ from fusion_core.trainer_protocol import (
     Grown,
     Manifest,
     Metrics,
+    Notice,
     PhaseChanged,
     Rejected,
+    SampleRun,
+    ShardSaved,
     Stopped,
     TrainRun,
     read_control,
@@ -38,6 +44,7 @@ from fusion_core.trainer_protocol import (
 from msgspec import json
 
 GIVE_UP_S = 60.0
+STEPS = 4
 
 
 def save(folder: Path, contents: dict[str, bytes]) -> Manifest:
@@ -59,24 +66,27 @@ class StubTrainer:
 
     def __init__(self, run_dir: Path) -> None:
         run = read_run(run_dir)
-        if not isinstance(run, TrainRun):
-            raise SystemExit("the stub only trains")
+        if not isinstance(run, EngineRun):
+            raise SystemExit("the stub reads no datasets")
         self._run = run
         self._run_dir = run_dir
-        self._mode = (run.hyperparams.output_name or "normal").split("-")[0]
+        self._mode = run.output_name.split("-")[0]
         self._events = EventWriter(run_dir)
         self._step = 0
 
     def run(self) -> None:
         self._events.emit(PhaseChanged(phase="preparing"))
         self._check_inputs()
+        if isinstance(self._run, SampleRun):
+            self._sample()
+            return
         if self._mode == "reject":
             self._events.emit(Rejected(code="dataset_too_short", message="not enough text"))
             return
         if self._mode == "full":
             sys.exit("stub_trainer: disk_full: no space left on device")
         self._start()
-        total = self._run.hyperparams.total_steps
+        total = STEPS
         while self._step < total:
             self._step += 1
             self._report_step()
@@ -86,7 +96,8 @@ class StubTrainer:
 
     def _check_inputs(self) -> None:
         """Every file that run.json names is there."""
-        named = (*self._run.train_shards, *self._run.heldout_shards, *self._run.rehearsal_files)
+        run = self._run
+        named = (*run.train_shards, *run.heldout_shards, *run.rehearsal_files, *run.pool_files)
         for path in (*named, f"{self._run.base_dir}/config.json"):
             Path(path).read_bytes()
 
@@ -94,13 +105,16 @@ class StubTrainer:
         if self._run.checkpoint_dir is not None:
             self._step = int((Path(self._run.checkpoint_dir) / "state").read_text())
             return
-        self._events.emit(PhaseChanged(phase="growing"))
-        self._events.emit(Grown(params_before=1, params_after=2, function_preservation=0.0))
+        if isinstance(self._run, TrainRun):
+            self._events.emit(PhaseChanged(phase="diagnosing"))
+            self._events.emit(Diagnosed(scores=(1.0, 2.0), new_after=(1,)))
+            self._events.emit(PhaseChanged(phase="growing"))
+            self._events.emit(Grown(params_before=1, params_after=2, function_preservation=0.0))
+        self._events.emit(Evaluation(step=0, turn=0, perplexity=9.0, tokens=7, retention_perplexity=3.0))
         self._events.emit(PhaseChanged(phase="training"))
 
     def _report_step(self) -> None:
-        cycle = self._run.hyperparams.cycle_of(self._step)
-        point = Metrics(step=self._step, cycle=cycle, loss=1.0, lr=0.1, throughput=1.0, tokens_per_s=1.0, grad_norm=1.0)
+        point = Metrics(step=self._step, cycle=1, loss=1.0, lr=0.1, throughput=1.0, tokens_per_s=1.0, grad_norm=1.0)
         self._events.emit(point)
 
     def _pass_middle(self) -> bool:
@@ -135,12 +149,24 @@ class StubTrainer:
         saved = CheckpointSaved(step=self._step, turn_end=False, path=str(folder), manifest=manifest)
         self._events.emit(saved)
 
+    def _sample(self) -> None:
+        content = b'{"ids":[1,2,3]}\n'
+        path = self._run_dir / "pool" / "train-00000.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        file = FileEntry(path.name, len(content), hashlib.sha256(content).hexdigest())
+        self._events.emit(ShardSaved(path=str(path), split="train", rows=1, file=file))
+        self._events.emit(Finished(result={}))
+
     def _export(self) -> None:
+        self._events.emit(Notice(code="micro_batch_halved", message="The micro-batch is 1 now."))
         self._events.emit(PhaseChanged(phase="exporting"))
         folder = self._run_dir / "export"
         manifest = save(folder, {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights"})
         self._events.emit(ExportSaved(path=str(folder), manifest=manifest, params=2))
-        self._events.emit(Finished(result={"steps": self._step}))
+        used = [Path(path).name for path in self._run.pool_files]
+        names = [self._run.base_name, self._run.dataset_name, self._run.output_name]
+        self._events.emit(Finished(result={"steps": self._step, "names": names, "pool_files": used}))
 
 
 if __name__ == "__main__":

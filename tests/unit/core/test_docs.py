@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 from fusion_api.app import create_app
 from fusion_api.settings import ApiSettings
-from fusion_core.job_spec import Hyperparams
+from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyperparams
 from fusion_core.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +33,7 @@ def test_the_page_has_every_operation_and_no_other() -> None:
 
 
 def test_every_operation_names_its_scope_and_has_an_example() -> None:
-    sections = re.findall(r"^### `([A-Z]+ /api/[^`]+)`\n(.*?)(?=^##|\Z)", API_PAGE, re.MULTILINE | re.DOTALL)
+    sections = re.findall(r"^### `([A-Z]+ /api/[^`]+)`\n(.*?)(?=^#{2,3} |\Z)", API_PAGE, re.MULTILINE | re.DOTALL)
     assert sections
     assert [name for name, text in sections if not re.match(r"\nScope `\w+`", text)] == []
     assert [name for name, text in sections if not re.search(r"```sh\n(.*\n)*?.*\bapi ['\"/]", text)] == []
@@ -62,10 +63,26 @@ def test_the_table_of_hyperparameters_has_each_with_its_default() -> None:
         assert shown[name] == _as_shown(default), name
 
 
+@pytest.mark.parametrize(("table", "kind"), [("finetune", FinetuneHyperparams), ("contract", ContractHyperparams)])
+def test_settings_of_other_types_are_in_their_table_or_those_of_train(table: str, kind: type[msgspec.Struct]) -> None:
+    shown = {row[0]: row[1] for row in rows_below(f"| {table} hyperparameter |")}
+    fields = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    of_train = {field.name: field.default for field in msgspec.structs.fields(Hyperparams)}
+    assert shown.keys() <= fields.keys()
+    for name, default in fields.items():
+        assert shown[name] == _as_shown(default) if name in shown else of_train[name] == default, name
+
+
 def _as_shown(default: object) -> str:
     if default is None:
         return "unset"
-    return str(default).lower() if isinstance(default, bool) else f"{default:g}" if default == 1e-4 else str(default)
+    return (
+        str(default).lower()
+        if isinstance(default, bool)
+        else f"{default:g}"
+        if default in (1e-4, 2e-4)
+        else str(default)
+    )
 
 
 def test_functions_classes_and_settings_named_in_the_walk_exist() -> None:

@@ -119,7 +119,7 @@ where id = :dataset_id and status = 'validating';
 update datasets set status = 'failed', error = :error where id = :dataset_id and status = 'validating';
 
 -- name: base_of_job(job_id)^
--- The folder a train job grows: a catalog base model, or a model of the account's own.
+-- The folder a job starts from: a catalog base model, or a model of the account's own.
 select b.s3_prefix, b.manifest, b.config, b.rehearsal, b.id as base_model_id, null::uuid as parent_model_id
 from jobs j join base_models b on b.id = j.base_model_id where j.id = :job_id
 union all
@@ -133,6 +133,20 @@ select b.s3_prefix, b.rehearsal from jobs j
 left join models m on m.id = j.source_model_id
 join base_models b on b.id = coalesce(j.base_model_id, m.base_model_id)
 where j.id = :job_id and b.rehearsal is not null;
+
+-- name: insert_rehearsal_pool(job_id, base_model_id, model_id, manifest)!
+insert into rehearsal_pools (job_id, base_model_id, model_id, manifest)
+values (:job_id, :base_model_id, :model_id, :manifest);
+
+-- name: pool_of_job(job_id)$
+-- The manifest of the text sampled from the very folder that the job starts from. No row: it has not been sampled.
+select p.manifest from jobs j
+join rehearsal_pools p on p.base_model_id = j.base_model_id or p.model_id = j.source_model_id
+where j.id = :job_id;
+
+-- name: dataset_name_of_job(job_id)$
+-- The name and version of the dataset, for the model card. No row: the job has none.
+select d.name || ' v' || d.version from jobs j join datasets d on d.id = j.dataset_id where j.id = :job_id;
 
 -- name: shards_of_dataset(dataset_id)
 select split, s3_key, bytes, rows, sha256 from shards where dataset_id = :dataset_id order by split, ordinal;

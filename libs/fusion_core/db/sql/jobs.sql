@@ -1,14 +1,14 @@
 -- What a customer reads. Every query names the account.
 
 -- name: get_job(account_id, job_id)^
-select * from jobs where account_id = :account_id and id = :job_id and type <> 'ingest';
+select * from jobs where account_id = :account_id and id = :job_id and not internal;
 
 -- name: get_job_by_key(account_id, idempotency_key)^
 select * from jobs where account_id = :account_id and idempotency_key = :idempotency_key;
 
 -- name: list_jobs(account_id, after, limit)
 select * from jobs
-where account_id = :account_id and type <> 'ingest' and (:after::uuid is null or id < :after)
+where account_id = :account_id and not internal and (:after::uuid is null or id < :after)
 order by id desc limit :limit;
 
 -- name: list_events(job_id, after, limit)

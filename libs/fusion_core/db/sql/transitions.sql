@@ -2,7 +2,7 @@
 -- no row back means the lease is lost. The pairs after each name are compared with fusion_core.states by a test.
 
 -- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority)^
--- new -> queued. No row: the account has used this idempotency key before.
+-- new -> queued. No row: the account has used this idempotency key before, or the base is being sampled already.
 insert into jobs (
     account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id,
     price_version, estimate, pool, requirements, priority
@@ -10,7 +10,7 @@ insert into jobs (
     :account_id, :type, :idempotency_key, :request_sha256, :spec_version, :spec, :base_model_id, :source_model_id,
     :dataset_id, :price_version, :estimate, :pool, :requirements, :priority
 )
-on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing
+on conflict do nothing
 returning *;
 
 -- name: claim_job(worker_id, attempt_id, ttl_s, job_id, epoch, pool, spec_version, capabilities)^
