@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import asyncpg
 import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError
+from fusion_core.db.pool import POSTGRES_AWAY
 from fusion_core.problems import PROBLEMS
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
@@ -25,17 +25,7 @@ _CODE_OF_STATUS = {
 _HEADERS_OF_STATUS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
 
 # What the drivers raise while Postgres or S3 is restarting, unreachable or full of connections.
-STORE_DOWN = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection that was ended between two messages of one statement
-    BotoCoreError,
-)
+STORE_DOWN = (*POSTGRES_AWAY, BotoCoreError)
 
 
 class FieldError(msgspec.Struct, frozen=True):
