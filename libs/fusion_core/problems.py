@@ -15,6 +15,9 @@ class Problem(msgspec.Struct, frozen=True):
 _ALL = (
     Problem("malformed_body", 400, "The body cannot be read", "Send one JSON document in UTF-8."),
     Problem("unauthorized", 401, "No valid API key", "Send 'Authorization: Bearer fusion_live_...' with a live key."),
+    Problem(
+        "spend_limit_reached", 402, "The account's spend limit is reached", "Raise it with PATCH /account, or wait."
+    ),
     Problem("forbidden_scope", 403, "The API key lacks a scope", "Use a key with the scope that the answer names."),
     Problem("not_found", 404, "No such object", "Check the id; other accounts' objects look the same as absent ones."),
     Problem("result_not_ready", 404, "The result does not exist yet", "Wait until the job is completed."),
@@ -24,6 +27,7 @@ _ALL = (
     Problem("upload_missing", 409, "The upload never came", "PUT the file to the presigned URL, then try again."),
     Problem("upload_consumed", 409, "The upload is part of a dataset", "Presign a new upload for a new dataset."),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
+    Problem("rate_limited", 429, "Too many requests", "Wait as long as Retry-After says."),
     Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),
     Problem("unsupported_architecture", 422, "This architecture cannot be grown", "Choose one that the answer names."),
     Problem("internal", 500, "Something broke on our side", "Try again; quote the request id if it lasts."),

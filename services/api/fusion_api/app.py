@@ -12,9 +12,10 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from fusion_api import base_models, datasets, health, job_events, jobs, keys, models, pricing, uploads
+from fusion_api import account, base_models, datasets, health, job_events, jobs, keys, models, pricing, uploads
 from fusion_api.auth import provide_caller
 from fusion_api.body_errors import check_body
+from fusion_api.idempotency import provide_once
 from fusion_api.problem_details import (
     STORE_DOWN,
     ProblemError,
@@ -46,6 +47,11 @@ OPERATIONS: list[Any] = [
     keys.list_keys,
     keys.create_key,
     keys.revoke_key,
+    account.get_account,
+    account.change_account,
+    account.get_overview,
+    account.get_usage,
+    account.list_ledger,
 ]
 
 
@@ -72,6 +78,7 @@ def create_app(settings: ApiSettings) -> Litestar:
         dependencies={
             "services": Provide(provide_services),
             "caller": Provide(provide_caller),
+            "once": Provide(provide_once),
         },
         before_request=check_body,
         exception_handlers=handlers,

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import structlog
 from fusion_core.db import jobs
-from fusion_core.db.jobs import IdempotencyConflictError
+from fusion_core.db.jobs import IdempotencyConflictError, SpendLimitError
 from fusion_core.db.pool import queries
 from fusion_core.db.rows import JobRow
 from litestar import Request, Response, get, post
@@ -13,9 +13,11 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
 from fusion_api.job_creation import CreateJob, canonical_sha256, resolve
 from fusion_api.job_views import Job, JobDetail, MetricsPage, show_detail, show_job
 from fusion_api.paging import After, Limit, page
+from fusion_api.pricing import dollars
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
@@ -43,12 +45,21 @@ async def create_job(
             new = await resolve(services, caller, data, body)
             async with services.pool.acquire() as connection:
                 job, created = await jobs.submit_job(connection, new)
+    except SpendLimitError as error:
+        raise _too_much(error) from error
     except IdempotencyConflictError as error:
         raise _conflict("this idempotency_key was used with another body") from error
     if created:
         log.info("job_created", job_id=str(job.id), type=job.type)
         return Response(show_job(job), status_code=201)
     return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
+
+
+def _too_much(error: SpendLimitError) -> ProblemError:
+    cost, left = dollars(error.cost_microusd), dollars(error.left_microusd)
+    return ProblemError(
+        "spend_limit_reached", f"the job costs ${cost:.2f} and ${left:.2f} of this month's limit is left"
+    )
 
 
 def _conflict(detail: str) -> ProblemError:
@@ -91,9 +102,13 @@ async def get_job(
 
 @post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")
 async def cancel_job(
-    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    job_id: FromPath[UUID],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> JobDetail:
     """Legal in every state: a job that has ended is answered as it is."""
+    await once.allow()
     async with services.pool.acquire() as connection:
         job = await jobs.cancel_job(connection, caller.account_id, job_id)
     if job is None:

@@ -18,5 +18,9 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """How long a presigned PUT is good for."""
     download_expires_s: int = 900
     """How long a presigned GET is good for."""
+    redis_url: str | None = None
+    """Where replicas count requests together; each for itself if unset."""
+    requests_per_minute: int = 1200
+    """What one API key may send."""
     max_connections: int = 20
     """Connections to Postgres that one process holds at most."""

@@ -6,12 +6,13 @@ from uuid import UUID, uuid4
 
 import msgspec
 from fusion_core import s3_keys
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Connection, queries
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
 from fusion_api.services import Services
 
 
@@ -37,20 +38,28 @@ def sanitised(filename: str) -> str:
 
 @post("/uploads/presign", guards=[needs("datasets")], status_code=200, summary="Presign an upload")
 async def presign_upload(
-    data: JSONBody[PresignRequest], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    data: JSONBody[PresignRequest],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> Presigned:
-    upload_id = uuid4()
-    filename = sanitised(data.filename)
+    filename, expires_s = sanitised(data.filename), services.settings.upload_expires_s
+
+    async def insert(connection: Connection) -> UUID:
+        upload_id = uuid4()
+        await queries.insert_upload(
+            connection,
+            id=upload_id,
+            account_id=caller.account_id,
+            filename=filename,
+            content_type=data.content_type,
+            s3_key=s3_keys.upload(caller.account_id, upload_id, filename),
+            expires_s=expires_s + 24 * 3600,  # time to register it; pruned afterwards
+        )
+        return upload_id
+
+    upload_id = await once.make(insert)
+    assert upload_id is not None
     key = s3_keys.upload(caller.account_id, upload_id, filename)
-    expires_s = services.settings.upload_expires_s
     url = await services.storage.presign_put(key, data.content_type, expires_s)
-    await queries.insert_upload(
-        services.pool,
-        id=upload_id,
-        account_id=caller.account_id,
-        filename=filename,
-        content_type=data.content_type,
-        s3_key=key,
-        expires_s=expires_s + 24 * 3600,  # time to register it; pruned afterwards
-    )
     return Presigned(upload_id, key, url, "PUT")

@@ -126,6 +126,7 @@ class Daemon:
                 spec_version=self._claimer.spec_version,
                 capabilities=list(self._claimer.capabilities),
                 version=version("fusion"),
+                gpus=self._settings.num_processes if self._settings.device == "cuda" else 0,
             )
         except POSTGRES_AWAY as error:
             log.warning("not_registered", error=str(error))

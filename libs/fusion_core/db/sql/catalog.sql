@@ -6,12 +6,16 @@ insert into accounts (name) values (:name) returning *;
 -- name: get_account(account_id)^
 select * from accounts where id = :account_id;
 
--- name: insert_api_key(account_id, name, prefix, secret_sha256, scopes)^
-insert into api_keys (account_id, name, prefix, secret_sha256, scopes)
-values (:account_id, :name, :prefix, :secret_sha256, :scopes) returning *;
+-- name: insert_api_key(account_id, name, prefix, secret_sha256, scopes, expires_at)^
+insert into api_keys (account_id, name, prefix, secret_sha256, scopes, expires_at)
+values (:account_id, :name, :prefix, :secret_sha256, :scopes, :expires_at) returning *;
 
 -- name: api_key_by_hash(secret_sha256)^
-select * from api_keys where secret_sha256 = :secret_sha256 and revoked_at is null;
+select * from api_keys where secret_sha256 = :secret_sha256 and revoked_at is null
+    and (expires_at is null or expires_at > now());
+
+-- name: get_api_key(account_id, key_id)^
+select * from api_keys where account_id = :account_id and id = :key_id;
 
 -- name: list_api_keys(account_id, after, limit)
 select * from api_keys where account_id = :account_id and (:after::uuid is null or id < :after)
@@ -53,8 +57,7 @@ insert into uploads (id, account_id, filename, content_type, s3_key, expires_at)
 values (:id, :account_id, :filename, :content_type, :s3_key, now() + make_interval(secs => :expires_s)) returning *;
 
 -- name: get_uploads(account_id, upload_ids)
-select u.*, d.dataset_id from uploads u left join dataset_uploads d on d.upload_id = u.id
-where u.account_id = :account_id and u.id = any(:upload_ids::uuid[]);
+select * from uploads where account_id = :account_id and id = any(:upload_ids::uuid[]);
 
 -- name: lock_dataset_name(account_id, name)$
 select pg_advisory_xact_lock(hashtextextended('dataset/' || :account_id::uuid || '/' || :name, 0));
