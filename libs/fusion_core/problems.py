@@ -26,9 +26,17 @@ _ALL = (
     Problem("dataset_not_ready", 409, "The dataset is not ready", "Wait until GET /datasets/{id} says ready."),
     Problem("upload_missing", 409, "The upload never came", "PUT the file to the presigned URL, then try again."),
     Problem("upload_consumed", 409, "The upload is part of a dataset", "Presign a new upload for a new dataset."),
+    Problem("in_use", 409, "A job still uses it", "Wait for the job, or cancel it; then try again."),
+    Problem(
+        "upload_incomplete", 409, "Parts of the upload are missing", "Send the missing parts, then complete it again."
+    ),
+    Problem(
+        "quota_exceeded", 409, "The account stores too much", "Delete datasets, or abort uploads that will not come."
+    ),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
     Problem("rate_limited", 429, "Too many requests", "Wait as long as Retry-After says."),
     Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),
+    Problem("tokenizer_unreadable", 422, "The tokens cannot be counted here", "Estimate from the dataset's bytes."),
     Problem("unsupported_architecture", 422, "This architecture cannot be grown", "Choose one that the answer names."),
     Problem("internal", 500, "Something broke on our side", "Try again; quote the request id if it lasts."),
     Problem("not_ready", 503, "The service is not ready", "Try again in a few seconds."),

@@ -36,6 +36,10 @@ class IdempotencyConflictError(Exception):
     """The account used this idempotency key before, with another body."""
 
 
+class InputGoneError(Exception):
+    """The model or dataset that the job reads was deleted meanwhile."""
+
+
 class SpendLimitError(Exception):
     """The job would take the account over its limit for the month: what it costs and what is left, in micro-dollars."""
 
@@ -47,10 +51,12 @@ class SpendLimitError(Exception):
 async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
     """Create a job, or find the one that this idempotency key made: (job, was it created now).
 
-    Raises IdempotencyConflictError when the key belongs to a request with another body, and SpendLimitError.
+    Raises IdempotencyConflictError when the key belongs to a request with another body, InputGoneError and
+    SpendLimitError.
     """
     async with conn.transaction():
         account = await queries.lock_account(conn, account_id=new.account_id) if new.estimate is not None else None
+        await _share_inputs(conn, new)
         record = await queries.insert_job(
             conn,
             account_id=new.account_id,
@@ -78,6 +84,13 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
     if job_of_key is None:
         raise RuntimeError("a job with this idempotency key exists and cannot be read")
     return job_of_key, False
+
+
+async def _share_inputs(conn: Connection, new: NewJob) -> None:
+    ready = await queries.share_inputs(conn, source_model_id=new.source_model_id, dataset_id=new.dataset_id)
+    gone = [what for what in ("model", "dataset") if not ready[f"{what}_ready"]]
+    if gone:
+        raise InputGoneError(" and ".join(gone))
 
 
 async def _check_limit(conn: Connection, account: Any, cost_microusd: int) -> None:

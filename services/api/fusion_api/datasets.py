@@ -10,7 +10,7 @@ from fusion_core.db.jobs import NewJob, submit_job
 from fusion_core.db.pool import Connection, queries
 from fusion_core.job_spec import IngestSpec
 from fusion_core.storage import ObjectHead
-from litestar import Request, Response, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
@@ -75,6 +75,31 @@ async def get_dataset(
     if row is None:
         raise not_found("dataset")
     return _dataset(row)
+
+
+async def ready_dataset(services: Services, caller: Caller, dataset_id: UUID) -> Any:
+    """Its row. Raises ProblemError not_found or dataset_not_ready."""
+    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
+    if row is None:
+        raise not_found("dataset", "/dataset_id")
+    if row["status"] != "ready":
+        errors = [FieldError("/dataset_id", f"the dataset is {row['status']}")]
+        raise ProblemError("dataset_not_ready", f"the dataset is {row['status']}", errors)
+    return row
+
+
+@delete("/datasets/{dataset_id:uuid}", guards=[needs("datasets")], status_code=204, summary="Delete a dataset")
+async def delete_dataset(
+    dataset_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> None:
+    """Refused while a job reads it. Its number is not used again: the next version of the name is a new one."""
+    async with services.pool.acquire() as connection, connection.transaction():
+        row = await queries.lock_dataset(connection, account_id=caller.account_id, dataset_id=dataset_id)
+        if row is None:
+            raise not_found("dataset")
+        if await queries.dataset_in_use(connection, dataset_id=dataset_id):
+            raise ProblemError("in_use", "a job that has not ended reads this dataset")
+        await queries.delete_dataset(connection, dataset_id=dataset_id)
 
 
 @post("/datasets", guards=[needs("datasets")], status_code=201, summary="Make a dataset from uploads")

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import structlog
 from fusion_core.db import jobs
-from fusion_core.db.jobs import IdempotencyConflictError, SpendLimitError
+from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, SpendLimitError
 from fusion_core.db.pool import queries
 from fusion_core.db.rows import JobRow
 from litestar import Request, Response, get, post
@@ -45,6 +45,8 @@ async def create_job(
             new = await resolve(services, caller, data, body)
             async with services.pool.acquire() as connection:
                 job, created = await jobs.submit_job(connection, new)
+    except InputGoneError as error:
+        raise not_found(f"{error}: it was deleted meanwhile") from error
     except SpendLimitError as error:
         raise _too_much(error) from error
     except IdempotencyConflictError as error:

@@ -64,6 +64,8 @@ class Service:
 
     async def _expire(self) -> None:
         await expire_stopped(self.pool, self.metrics)
+        async for model in queries.delete_expired_models(self.pool, limit=1000):
+            log.info("model_expired", model_id=str(model["id"]))
         await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
 
     async def _prune(self) -> None:
