@@ -61,6 +61,7 @@ async def prepare(stack: Stack, secret: str) -> tuple[UUID, UUID]:
         prefix=visible_prefix(secret),
         secret_sha256=secret_sha256(secret),
         scopes=list(SCOPES),
+        expires_at=None,
     )
     base_model_id = uuid4()
     config = msgspec.json.encode(CONFIG)

@@ -15,6 +15,9 @@ class Problem(msgspec.Struct, frozen=True):
 _ALL = (
     Problem("malformed_body", 400, "The body cannot be read", "Send one JSON document in UTF-8."),
     Problem("unauthorized", 401, "No valid API key", "Send 'Authorization: Bearer fusion_live_...' with a live key."),
+    Problem(
+        "spend_limit_reached", 402, "The account's spend limit is reached", "Raise it with PATCH /account, or wait."
+    ),
     Problem("forbidden_scope", 403, "The API key lacks a scope", "Use a key with the scope that the answer names."),
     Problem("not_found", 404, "No such object", "Check the id; other accounts' objects look the same as absent ones."),
     Problem("result_not_ready", 404, "The result does not exist yet", "Wait until the job is completed."),
@@ -23,8 +26,17 @@ _ALL = (
     Problem("dataset_not_ready", 409, "The dataset is not ready", "Wait until GET /datasets/{id} says ready."),
     Problem("upload_missing", 409, "The upload never came", "PUT the file to the presigned URL, then try again."),
     Problem("upload_consumed", 409, "The upload is part of a dataset", "Presign a new upload for a new dataset."),
+    Problem("in_use", 409, "A job still uses it", "Wait for the job, or cancel it; then try again."),
+    Problem(
+        "upload_incomplete", 409, "Parts of the upload are missing", "Send the missing parts, then complete it again."
+    ),
+    Problem(
+        "quota_exceeded", 409, "The account stores too much", "Delete datasets, or abort uploads that will not come."
+    ),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
+    Problem("rate_limited", 429, "Too many requests", "Wait as long as Retry-After says."),
     Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),
+    Problem("tokenizer_unreadable", 422, "The tokens cannot be counted here", "Estimate from the dataset's bytes."),
     Problem("unsupported_architecture", 422, "This architecture cannot be grown", "Choose one that the answer names."),
     Problem("internal", 500, "Something broke on our side", "Try again; quote the request id if it lasts."),
     Problem("not_ready", 503, "The service is not ready", "Try again in a few seconds."),
@@ -32,9 +44,11 @@ _ALL = (
     Problem("invalid_encoding", None, "The file is not clean UTF-8", "Save the file as UTF-8 and upload again."),
     Problem("dataset_empty", None, "The dataset has too few rows", "Upload at least two rows."),
     Problem("dataset_too_short", None, "The data is shorter than a sequence", "Add text, or lower seq_len."),
+    Problem("dataset_too_large", None, "The dataset is over a limit", "Split it; docs/datasets.md has the limits."),
+    Problem("file_damaged", None, "A file of the dataset cannot be read", "Make the file again and upload it again."),
     Problem("upload_truncated", None, "The upload looks cut off", "Upload the whole file again."),
     Problem("upload_changed", None, "The upload changed after registration", "Upload and register it again."),
-    Problem("unsupported_format", None, "The file's format is not known", "Use .jsonl with 'text', or .txt."),
+    Problem("unsupported_format", None, "The file's format is not known", "Use JSONL, text, CSV or Parquet."),
     Problem("base_model_incomplete", None, "Files of the base model are missing", "Import the whole folder again."),
     Problem("base_model_corrupt", None, "Files of the base model are damaged", "Import an intact copy again."),
     Problem("growth_not_preserving", None, "Growth changed the model's output", "Report it: nothing was trained."),

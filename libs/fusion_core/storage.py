@@ -32,6 +32,14 @@ class ObjectHead(msgspec.Struct, frozen=True):
     etag: str
 
 
+class UploadedPart(msgspec.Struct, frozen=True):
+    """A part of an upload that has arrived; parts are numbered from 1."""
+
+    number: int
+    size: int
+    etag: str
+
+
 class ListedObject(msgspec.Struct, frozen=True):
     key: str
     size: int
@@ -168,14 +176,62 @@ class Storage:
             async with asyncio.timeout(SMALL_DEADLINE_S):
                 await self._client.delete_object(Bucket=self._bucket, Key=key)
 
-    async def presign_put(self, key: str, content_type: str, expires_s: int) -> str:
-        """A URL that allows one PUT of this key with this content type. No request is made."""
+    async def presign_put(self, key: str, content_type: str, expires_s: int, size: int | None = None) -> str:
+        """A URL that allows PUTs of this key with this content type, and of this size if one is given.
+
+        No request is made.
+        """
+        params = {"Bucket": self._bucket, "Key": key, "ContentType": content_type}
+        length = {} if size is None else {"ContentLength": size}
+        url: str = await self._public.generate_presigned_url("put_object", Params=params | length, ExpiresIn=expires_s)
+        return url
+
+    async def begin_multipart(self, key: str, content_type: str) -> str:
+        """Begin an upload in parts; answers S3's name for it."""
+        async with asyncio.timeout(SMALL_DEADLINE_S):
+            answer = await self._client.create_multipart_upload(Bucket=self._bucket, Key=key, ContentType=content_type)
+        name: str = answer["UploadId"]
+        return name
+
+    async def presign_part(self, key: str, multipart_id: str, number: int, expires_s: int) -> str:
+        """A URL that allows PUTs of this one part. No request is made."""
         url: str = await self._public.generate_presigned_url(
-            "put_object",
-            Params={"Bucket": self._bucket, "Key": key, "ContentType": content_type},
+            "upload_part",
+            Params={"Bucket": self._bucket, "Key": key, "UploadId": multipart_id, "PartNumber": number},
             ExpiresIn=expires_s,
         )
         return url
+
+    async def list_parts(self, key: str, multipart_id: str) -> list[UploadedPart] | None:
+        """The parts that have arrived, by number; None when the upload was completed, aborted or never begun."""
+        parts = []
+        paginator = self._client.get_paginator("list_parts")
+        try:
+            async with asyncio.timeout(SMALL_DEADLINE_S):
+                async for page in paginator.paginate(Bucket=self._bucket, Key=key, UploadId=multipart_id):
+                    parts += [UploadedPart(p["PartNumber"], p["Size"], p["ETag"]) for p in page.get("Parts", [])]
+        except self._client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        return parts
+
+    async def complete_multipart(self, key: str, multipart_id: str, parts: list[UploadedPart]) -> None:
+        """Make the parts one object."""
+        listed = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
+        async with asyncio.timeout(SMALL_DEADLINE_S):
+            await self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=key, UploadId=multipart_id, MultipartUpload={"Parts": listed}
+            )
+
+    async def abort_multipart(self, key: str, multipart_id: str) -> None:
+        """Forget an upload in parts; one that is no longer open is left as it is."""
+        try:
+            async with asyncio.timeout(SMALL_DEADLINE_S):
+                await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=multipart_id)
+        except self._client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
 
     async def presign_get(self, key: str, expires_s: int, filename: str) -> str:
         """A URL that allows reading this key, offered to browsers as `filename`."""

@@ -108,11 +108,12 @@ class IngestInput(msgspec.Struct, frozen=True):
 
 
 class IngestRun(msgspec.Struct, frozen=True, kw_only=True, tag="ingest", forbid_unknown_fields=True):
-    """run.json of a dataset ingest attempt."""
+    """run.json of a dataset ingest attempt. `policy` says what a bad row does: fail the dataset, or be left out."""
 
     job_id: str
     lease_epoch: int
     inputs: tuple[IngestInput, ...]
+    policy: Literal["fail", "skip"] = "fail"
     heldout_percent: int = 2
     shard_bytes: int = 64 * 1024 * 1024
     protocol_version: int = PROTOCOL_VERSION

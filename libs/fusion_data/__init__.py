@@ -1,19 +1,30 @@
 """Reads, validates and shards datasets, without torch or a database: `python -m fusion_data --help`.
 
-A row is one text. JSONL files hold one `{"text": ...}` a line, plain text files one paragraph block a row. One bad
-line fails the whole upload, and the report names every one of them: nothing is ever dropped silently.
+Files of any format become rows of four types (`rows.py`); every broken rule (`rules.py`) is named with its place and
+its fix, and nothing is ever dropped silently. docs/datasets.md is the page for customers.
 """
 
+from fusion_data.faults import BadRow, Fault
 from fusion_data.formats import FORMATS, read_rows
-from fusion_data.lines import MAX_LINE_BYTES, Fault
-from fusion_data.survey import MAX_ROWS, DatasetError, Survey, survey_files
+from fusion_data.limits import LIMITS, Limits
+from fusion_data.report import Report
+from fusion_data.rows import ROW_TYPES, Row
+from fusion_data.rules import RULES
+from fusion_data.source import Source
+from fusion_data.survey import DatasetError, Survey, survey_files
 
 __all__ = [
     "FORMATS",
-    "MAX_LINE_BYTES",
-    "MAX_ROWS",
+    "LIMITS",
+    "ROW_TYPES",
+    "RULES",
+    "BadRow",
     "DatasetError",
     "Fault",
+    "Limits",
+    "Report",
+    "Row",
+    "Source",
     "Survey",
     "read_rows",
     "survey_files",

@@ -6,25 +6,30 @@ import shutil
 import sys
 from pathlib import Path
 
-from fusion_core.trainer_protocol import IngestInput
-
 from fusion_data.ingest import ingest
-from fusion_data.lines import MAX_LINE_BYTES
-from fusion_data.survey import DatasetError, survey_files
+from fusion_data.limits import LIMITS, MIB
 
 _FORMATS = f"""
-a dataset file is UTF-8 (a byte order mark and CRLF are fine) and one of
-  .jsonl, .ndjson   one JSON object a line with a string "text"; other fields are not used:
-                      {{"text": "The quick brown fox"}}
+a dataset file is one of these, alone or compressed by gzip (.gz) or zstd (.zst):
+  .jsonl, .ndjson   one JSON object a line
+  .csv              a header, then a record a row; messages and tools as JSON
+  .parquet          a column a field; messages as lists of structs or as JSON
   .txt              plain text; blocks of lines between blank lines are the rows
-a row is at most {MAX_LINE_BYTES // 2**20} MiB; one wrong line fails the dataset, and every wrong line is named.
+a row is one of these; other fields are not used:
+  {{"text": "The quick brown fox"}}
+  {{"prompt": "2 + 2 =", "completion": " 4"}}
+  {{"messages": [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "Hello"}}]}}
+  {{"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"}}
+a row is at most {LIMITS.line_bytes // MIB} MiB of UTF-8; docs/datasets.md has every rule.
 """
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     if arguments.command == "validate":
-        sys.exit(_validate(arguments.files))
+        from fusion_data.validate import validate  # what draws the report is not needed to ingest
+
+        sys.exit(validate(arguments.files, arguments.policy, arguments.errors, arguments.report))
     _ingest(arguments.run_dir)
 
 
@@ -43,30 +48,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    policy = "what a bad row does: fail the dataset (default), or be left out and counted"
+    validate.add_argument("--policy", choices=("fail", "skip"), default="fail", help=policy)
+    validate.add_argument("--errors", type=int, default=20, metavar="N", help="show the first N errors (default 20)")
+    validate.add_argument("--report", type=Path, metavar="FILE", help="write the whole report as JSON to FILE")
     attempt = commands.add_parser(
         "ingest",
         help="run one attempt of an ingest job (what a worker starts)",
-        epilog="RUN_DIR holds run.json; events.jsonl and shards/ appear beside it (docs/trainer-protocol.md).",
+        epilog="RUN_DIR holds run.json; events.jsonl, report.json and shards/ appear beside it.",
     )
     attempt.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     return parser
-
-
-def _validate(files: list[Path]) -> int:
-    """Print the report that the service would give; answers the exit status."""
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        print(f"fusion_data: no such file: {', '.join(missing)}", file=sys.stderr)  # noqa: T201
-        return 2
-    try:
-        survey = survey_files([IngestInput(str(file), str(file)) for file in files])
-    except DatasetError as error:
-        print(f"not a dataset ({error.code}): {error}", file=sys.stderr)  # noqa: T201
-        for fault in error.faults:
-            print(f"  {fault.file}:{fault.line}: {fault.detail}", file=sys.stderr)  # noqa: T201
-        return 1
-    print(f"ok: {survey.rows} rows, {survey.text_bytes} bytes of text in {len(files)} files")  # noqa: T201
-    return 0
 
 
 def _ingest(run_dir: Path) -> None:

@@ -14,13 +14,18 @@ from fusion_core.trainer_protocol import (
     StopReason,
     read_control,
     read_run,
+    write_atomic,
 )
 
-from fusion_data.lines import Fault
+from fusion_data.formats import read_rows
+from fusion_data.report import Report, as_mappings
+from fusion_data.rows import Row
 from fusion_data.shards import ShardWriter
+from fusion_data.source import Source
 from fusion_data.split import Split
-from fusion_data.survey import DatasetError, Survey, rows_of, survey_files
+from fusion_data.survey import DatasetError, Survey, open_source, survey_files
 
+REPORT_FILE = "report.json"
 _CONTROL_EVERY_S = 0.2
 
 
@@ -38,7 +43,7 @@ class _ControlWatch:
         self._run_dir = run_dir
         self._next_look = 0.0
 
-    def __call__(self) -> None:
+    def __call__(self, _: Source | None = None) -> None:
         """Raises _StopSeenError."""
         now = time.monotonic()
         if now < self._next_look:
@@ -59,12 +64,12 @@ def ingest(run_dir: Path) -> None:
     try:
         watch()
         events.emit(PhaseChanged(phase="preparing", message=f"checking {len(run.inputs)} files"))
-        survey = survey_files(run.inputs, watch)
-        events.emit(PhaseChanged(phase="exporting", message=f"writing {survey.rows} rows to shards"))
+        survey = survey_files(run.inputs, watch, policy=run.policy, scratch=run_dir)
+        events.emit(PhaseChanged(phase="exporting", message=f"writing {survey.report.rows} rows to shards"))
         events.emit(Finished(result=_write_shards(run_dir, run, survey, events, watch)))
     except DatasetError as error:
-        faults = tuple(msgspec.structs.asdict(fault) for fault in error.faults)
-        events.emit(Rejected(code=error.code, message=str(error), errors=faults))
+        _write_report(run_dir, error.report)
+        events.emit(Rejected(code=error.code, message=str(error), errors=as_mappings(error.report.errors)))
     except _StopSeenError as stop:
         events.emit(Stopped(step=0, reason=stop.reason))
     finally:
@@ -77,21 +82,32 @@ def _write_shards(
     """The second pass. Answers the counts of the dataset. Raises _StopSeenError or OSError."""
     folder = run_dir / "shards"
     folder.mkdir(exist_ok=True)
+    report = survey.report
     split = Split(run.heldout_percent, survey.smallest_hash, survey.largest_hash)
     with (
         ShardWriter(folder, "train", run.shard_bytes, events.emit) as train,
         ShardWriter(folder, "heldout", run.shard_bytes, events.emit) as heldout,
     ):
+        skipped = 0
         for file in run.inputs:
-            for row in rows_of(file):
-                if isinstance(row, Fault):
-                    raise RuntimeError(f"{file.filename} changed while it was read: line {row.line}: {row.detail}")
-                (heldout if split.holds_out(row.text.encode()) else train).write(row.text)
+            for row in read_rows(open_source(file, scratch=run_dir)):
+                if isinstance(row, Row):
+                    (heldout if split.holds_out(row.content) else train).write(row.encoded)
+                else:
+                    skipped += 1
                 watch()
+        if (train.rows + heldout.rows, skipped) != (report.rows, report.skipped_rows):
+            raise RuntimeError("the files changed while they were read")
+    _write_report(run_dir, report)
     return {
         "rows": train.rows + heldout.rows,
         "heldout_rows": heldout.rows,
-        "bytes": survey.text_bytes,
+        "bytes": report.text_bytes,
         "shards": train.shards + heldout.shards,
         "files": len(run.inputs),
+        "report": msgspec.to_builtins(report),
     }
+
+
+def _write_report(run_dir: Path, report: Report) -> None:
+    write_atomic(run_dir / REPORT_FILE, msgspec.json.encode(report))

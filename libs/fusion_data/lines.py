@@ -1,82 +1,84 @@
-"""Lines of an uploaded file: bounded in length, checked for encoding, read one at a time."""
+"""Lines of a UTF-8 stream: bounded in length, checked for encoding, read one at a time."""
 
 import codecs
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, NamedTuple
 
-import msgspec
-
-MAX_LINE_BYTES = 8 * 1024 * 1024
-_OTHER_ENCODINGS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16: its mark begins with UTF-16's
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-    (b"\x1f\x8b", "gzip"),
-    (b"PK\x03\x04", "zip"),
-)
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """Why a line (counted from 1) cannot be used and how to mend it; `code` is one of fusion_core.problems."""
-
-    line: int
-    code: str
-    detail: str
+from fusion_data.faults import BadRow, bad_row
+from fusion_data.source import Source
 
 
 class Line(NamedTuple):
-    """A line without its ending; `ended` is False for a last line that has none."""
+    """A line without its ending. `start` is its first byte's place in the file, counted from 0.
+
+    `ended` is False for a last line that has no line ending.
+    """
 
     number: int
+    start: int
     content: str
     ended: bool
 
 
-def read_lines(path: Path) -> Iterator[Line | Fault]:
-    """Yield the lines of a UTF-8 file, with LF or CRLF endings and with or without a byte order mark.
+class BadLine(NamedTuple):
+    """A line that is no text, and why. `content` is what can be read of it, for those who must know where it ends."""
 
-    A line that is too long, is not UTF-8 or holds a NUL comes as a Fault. Holds one line in memory, whatever the size
-    of the file. Raises OSError.
+    number: int
+    row: BadRow
+    content: str
+
+
+def read_lines(source: Source, stream: IO[bytes]) -> Iterator[Line | BadLine]:
+    """Yield the lines of a stream, with LF or CRLF endings and with or without a byte order mark.
+
+    Holds one line in memory, whatever the size of the file. Raises FileError or OSError.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
-        for mark, encoding in _OTHER_ENCODINGS:
-            if start.startswith(mark):
-                yield Fault(1, "invalid_encoding", f"the file is {encoding}; save it as plain UTF-8")
-                return
-        file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        number = 0
-        while content := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(content) > MAX_LINE_BYTES and not content.endswith(b"\n"):
-                _skip_rest_of_line(file)
-                yield Fault(number, "invalid_row", f"the line is longer than {MAX_LINE_BYTES} bytes; split its text")
-            else:
-                yield _decode(number, content)
+    limit = source.limits.line_bytes
+    number = start = 0
+    while content := stream.readline(limit + 2):  # room for CRLF
+        number += 1
+        size = len(content)
+        if number == 1:
+            source.check_content(content[:8])
+            content = content.removeprefix(codecs.BOM_UTF8)
+        if size > limit and not content.endswith(b"\n"):
+            size += _skip_rest_of_line(stream, limit)
+            detail = f"the line has {size} bytes; the limit is {limit}"
+            yield BadLine(number, bad_row("line_too_long", number, detail), "")
+        else:
+            yield _decode(number, start + size - len(content), content)
+        start += size
 
 
-def _skip_rest_of_line(file: IO[bytes]) -> None:
-    while (part := file.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
-        pass
+def _skip_rest_of_line(stream: IO[bytes], limit: int) -> int:
+    skipped = 0
+    while part := stream.readline(limit):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
 
 
-def _decode(number: int, content: bytes) -> Line | Fault:
+def _decode(number: int, start: int, content: bytes) -> Line | BadLine:
     ended = content.endswith(b"\n")
     content = content.removesuffix(b"\n").removesuffix(b"\r")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         if not ended and error.reason == "unexpected end of data":
-            return truncated(number)
-        detail = f"byte {error.start + 1} of the line is not UTF-8 ({error.reason}); save the file as UTF-8"
-        return Fault(number, "invalid_encoding", detail)
+            return BadLine(number, cut_off(number), "")
+        column = len(content[: error.start].decode()) + 1
+        detail = f"the byte 0x{content[error.start]:02x} is not UTF-8 ({error.reason})"
+        fault = bad_row("invalid_utf8", number, detail, column=column, offset=start + error.start)
+        return BadLine(number, fault, content.decode(errors="replace"))
     if "\0" in text:
-        return Fault(number, "invalid_encoding", f"a NUL at character {text.index(chr(0)) + 1}; remove it")
-    return Line(number, text, ended)
+        position = text.index("\0")
+        place = start + len(text[:position].encode())
+        fault = bad_row("nul_character", number, "a NUL byte", column=position + 1, offset=place)
+        return BadLine(number, fault, text)
+    return Line(number, start, text, ended)
 
 
-def truncated(number: int) -> Fault:
+def cut_off(number: int) -> BadRow:
     """The fault of a last line that is cut off."""
-    return Fault(number, "upload_truncated", "the file ends in the middle of this line; upload the whole file again")
+    return bad_row("cut_off_file", number, "the file ends in the middle of this line")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Literal, Self
 
-import msgspec
 from fusion_core import failpoints
 from fusion_core.trainer_protocol import FileEntry, ShardSaved
 
@@ -68,9 +67,9 @@ class ShardWriter:
         elif self._shard is not None:
             self._shard.abandon()
 
-    def write(self, text: str) -> None:
-        """Append one row. Raises OSError."""
-        line = msgspec.json.encode({"text": text}) + b"\n"
+    def write(self, encoded: bytes) -> None:
+        """Append one row, a JSON object without a line ending. Raises OSError."""
+        line = encoded + b"\n"
         if self._shard is not None and self._shard.size + len(line) > self._shard_bytes:
             self._finish_shard()
         if self._shard is None:

@@ -1,112 +1,125 @@
 """The first pass over an upload: check every row, count, and learn what splitting needs. Nothing is written."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from fusion_core.trainer_protocol import IngestInput
 
-from fusion_data.formats import FORMATS, Row, read_rows
-from fusion_data.lines import Fault
+from fusion_data.duplicates import DuplicateCounter
+from fusion_data.faults import BadRow, bad_row
+from fusion_data.formats import FORMATS, read_rows
+from fusion_data.limits import LIMITS, Limits
+from fusion_data.report import FileReport, Policy, Report, sentence
+from fusion_data.rows import Row
+from fusion_data.rules import RULES
+from fusion_data.source import Source
 from fusion_data.split import row_hash
 
-MAX_ROWS = 100_000_000
-MAX_REPORTED = 1000
 MIN_ROWS = 2  # one to train on and one to hold out
-
-
-class FileFault(msgspec.Struct, frozen=True):
-    """A fault and the name of its file."""
-
-    file: str
-    line: int
-    detail: str
+Watch = Callable[[Source], None]
 
 
 class DatasetError(Exception):
-    """The upload cannot become a dataset. `code` is one of fusion_core.problems; `faults` are the first 1000."""
+    """The upload cannot become a dataset. `code` is one of fusion_core.problems; `report` has every count and place."""
 
-    def __init__(self, code: str, message: str, faults: Sequence[FileFault] = ()) -> None:
+    def __init__(self, code: str, message: str, report: Report) -> None:
         super().__init__(message)
         self.code = code
-        self.faults = tuple(faults)
+        self.report = report
 
 
 class Survey(msgspec.Struct):
-    """What the first pass counted. `text_bytes` is the UTF-8 size of all texts; the hashes are those of rows."""
+    """What the first pass found: the report, and the hashes between which the split decides."""
 
-    rows: int = 0
-    text_bytes: int = 0
+    report: Report
     smallest_hash: int = 2**64
     largest_hash: int = -1
 
-    def add(self, row: Row) -> None:
-        content = row.text.encode()
-        digest = row_hash(content)
-        self.rows += 1
-        self.text_bytes += len(content)
-        self.smallest_hash = min(self.smallest_hash, digest)
-        self.largest_hash = max(self.largest_hash, digest)
+
+def open_source(file: IngestInput, limits: Limits = LIMITS, scratch: Path | None = None) -> Source:
+    return Source(Path(file.path), file.filename, limits, scratch)
 
 
-class _Faults:
-    """Every fault is counted, the first MAX_REPORTED are kept, the first one gives the code."""
+def survey_files(
+    inputs: Sequence[IngestInput],
+    watch: Watch = lambda _: None,
+    *,
+    policy: Policy = "fail",
+    limits: Limits = LIMITS,
+    scratch: Path | None = None,
+) -> Survey:
+    """Check every row of every file; `watch` is called after each row and may raise to interrupt.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first_code = ""
-        self.kept: list[FileFault] = []
-
-    def add(self, filename: str, fault: Fault) -> None:
-        self.first_code = self.first_code or fault.code
-        self.count += 1
-        if len(self.kept) < MAX_REPORTED:
-            self.kept.append(FileFault(filename, fault.line, fault.detail))
-
-    def raise_if_any(self) -> None:
-        if self.count == 0:
-            return
-        first = self.kept[0]
-        message = f"{first.file}, line {first.line}: {first.detail}."
-        if self.count > 1:
-            message += f" {self.count} lines are wrong; {len(self.kept)} are listed. Mend them and upload again."
-        raise DatasetError(self.first_code, message, self.kept)
-
-
-def rows_of(file: IngestInput) -> Iterator[Row | Fault]:
-    """The rows of one input. Raises DatasetError (unsupported_format) or OSError."""
-    rows = read_rows(Path(file.path), file.filename)
-    if rows is None:
-        known = ", ".join(FORMATS)
-        raise DatasetError(
-            "unsupported_format",
-            f"{file.filename}: this format cannot be read. Files may end in {known}: JSONL with a string 'text' "
-            "a line, or plain UTF-8 text with a blank line between rows.",
-        )
-    return rows
-
-
-def survey_files(inputs: Sequence[IngestInput], between_rows: Callable[[], None] = lambda: None) -> Survey:
-    """Check every row of every file; `between_rows` is called after each and may raise to interrupt.
-
-    Raises DatasetError naming every wrong line, or OSError.
+    Raises DatasetError with a report of every fault, or OSError.
     """
-    readers = [(file.filename, rows_of(file)) for file in inputs]  # unknown formats first: reading may take minutes
-    survey, faults = Survey(), _Faults()
-    for filename, rows in readers:
-        rows_before, faults_before = survey.rows, faults.count
-        for row in rows:
-            if isinstance(row, Fault):
-                faults.add(filename, row)
-            else:
-                survey.add(row)
-            if survey.rows > MAX_ROWS:
-                raise DatasetError("invalid_row", f"More than {MAX_ROWS} rows: split the data into several datasets.")
-            between_rows()
-        if (survey.rows, faults.count) == (rows_before, faults_before):
-            raise DatasetError("dataset_empty", f"{filename} holds no rows. Upload a file with data in it.")
-    faults.raise_if_any()
-    if survey.rows < MIN_ROWS:
-        message = f"{survey.rows} rows are too few: upload at least {MIN_ROWS}, one to train on and one to hold out."
-        raise DatasetError("dataset_empty", message)
+    survey = Survey(Report(policy=policy))
+    sources = [open_source(file, limits, scratch) for file in inputs]
+    _check_names(sources, survey.report)  # first: reading may take minutes
+    with DuplicateCounter(scratch) as duplicates:
+        for source in sources:
+            if _survey_file(source, survey, duplicates, watch):
+                break
+        survey.report.duplicate_rows = duplicates.count()
+    _raise_if_wrong(survey.report)
     return survey
+
+
+def _check_names(sources: Sequence[Source], report: Report) -> None:
+    for source in sources:
+        if source.ending not in FORMATS:
+            _start_file(source, report)
+            for fault in read_rows(source):
+                assert isinstance(fault, BadRow)
+                report.add_file_fault(fault)
+    _raise_if_wrong(report, is_complete=False)
+
+
+def _start_file(source: Source, report: Report) -> None:
+    entry = FileReport(
+        file=source.filename, format=source.ending.lstrip("."), compression=source.compression, size=source.size
+    )
+    report.files.append(entry)
+
+
+def _survey_file(source: Source, survey: Survey, duplicates: DuplicateCounter, watch: Watch) -> bool:
+    """Read one file into the report; answers whether reading on is of no use."""
+    report = survey.report
+    _start_file(source, report)
+    rows = bad = 0
+    for row in read_rows(source):
+        if isinstance(row, Row):
+            rows += 1
+            digest = row_hash(row.content)
+            report.add_row(row)
+            duplicates.add(digest)
+            survey.smallest_hash = min(survey.smallest_hash, digest)
+            survey.largest_hash = max(survey.largest_hash, digest)
+        elif row.is_fatal:
+            bad += 1
+            report.add_file_fault(row)
+        else:
+            bad += 1
+            report.add_bad_row(row)
+        if report.rows + report.skipped_rows > source.limits.rows:
+            line = row.line if isinstance(row, Row) else row.faults[0].line
+            report.add_file_fault(bad_row("too_many_rows", line, f"more than {source.limits.rows} rows"))
+            return True
+        watch(source)
+    if rows == bad == 0:
+        report.add_file_fault(bad_row("empty_file", 1, f"{source.filename} holds no rows"))
+    return False
+
+
+def _raise_if_wrong(report: Report, *, is_complete: bool = True) -> None:
+    """Raises DatasetError by the policy: any fault, or with `skip` only faults of whole files; or too few rows."""
+    deciding = [error for error in report.errors if report.policy == "fail" or RULES[error.rule].scope == "file"]
+    if deciding:
+        message = sentence(deciding[0])
+        if report.error_count > 1:
+            message += f" {report.error_count} errors were found; {len(report.errors)} are listed."
+        raise DatasetError(RULES[deciding[0].rule].code, message, report)
+    if is_complete and report.rows < MIN_ROWS:
+        skipped = f" ({report.skipped_rows} were skipped)" if report.skipped_rows else ""
+        message = f"{report.rows} rows{skipped} are too few: upload at least {MIN_ROWS}, one to train on and one to"
+        raise DatasetError("dataset_empty", f"{message} hold out.", report)

@@ -193,6 +193,7 @@ async def _create_key(database_url: str, account_file: Path) -> str:
             prefix=visible_prefix(secret),
             secret_sha256=secret_sha256(secret),
             scopes=list(SCOPES),
+            expires_at=None,
         )
     finally:
         await connection.close()

@@ -91,6 +91,7 @@ class Platform:
             prefix=visible_prefix(secret),
             secret_sha256=secret_sha256(secret),
             scopes=list(SCOPES),
+            expires_at=None,
         )
         await connection.close()
         self.secret = secret

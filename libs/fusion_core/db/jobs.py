@@ -36,12 +36,27 @@ class IdempotencyConflictError(Exception):
     """The account used this idempotency key before, with another body."""
 
 
+class InputGoneError(Exception):
+    """The model or dataset that the job reads was deleted meanwhile."""
+
+
+class SpendLimitError(Exception):
+    """The job would take the account over its limit for the month: what it costs and what is left, in micro-dollars."""
+
+    def __init__(self, cost_microusd: int, left_microusd: int) -> None:
+        super().__init__(f"{cost_microusd} of {left_microusd}")
+        self.cost_microusd, self.left_microusd = cost_microusd, left_microusd
+
+
 async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
     """Create a job, or find the one that this idempotency key made: (job, was it created now).
 
-    Raises IdempotencyConflictError when the key belongs to a request with another body.
+    Raises IdempotencyConflictError when the key belongs to a request with another body, InputGoneError and
+    SpendLimitError.
     """
     async with conn.transaction():
+        account = await queries.lock_account(conn, account_id=new.account_id) if new.estimate is not None else None
+        await _share_inputs(conn, new)
         record = await queries.insert_job(
             conn,
             account_id=new.account_id,
@@ -60,6 +75,8 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
             priority=0,
         )
         if record is not None:
+            if account is not None and account["spend_limit_microusd"] is not None:
+                await _check_limit(conn, account, record["reserved_microusd"])
             job = JobRow.of(record)
             await record_event(conn, job, "queued")
             return job, True
@@ -67,6 +84,21 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
     if job_of_key is None:
         raise RuntimeError("a job with this idempotency key exists and cannot be read")
     return job_of_key, False
+
+
+async def _share_inputs(conn: Connection, new: NewJob) -> None:
+    ready = await queries.share_inputs(conn, source_model_id=new.source_model_id, dataset_id=new.dataset_id)
+    gone = [what for what in ("model", "dataset") if not ready[f"{what}_ready"]]
+    if gone:
+        raise InputGoneError(" and ".join(gone))
+
+
+async def _check_limit(conn: Connection, account: Any, cost_microusd: int) -> None:
+    """Under the account's lock, with the new job among the open ones: a raise takes it back."""
+    spend = await queries.spend_of_month(conn, account_id=account["id"])
+    left = account["spend_limit_microusd"] - spend["billed_microusd"] - spend["reserved_microusd"] + cost_microusd
+    if cost_microusd > left:
+        raise SpendLimitError(cost_microusd, max(0, left))
 
 
 async def find_by_key(

@@ -17,6 +17,18 @@ else:
 
 STATEMENT_TIMEOUT_S = 30.0
 
+# What a call raises while Postgres is away, goes away, is full of connections or has just come back. The last is a
+# connection that ended between two messages of one statement.
+POSTGRES_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 # aiosql makes one coroutine a named query (an async generator where it answers many rows), with named parameters.
 queries: Any = aiosql.from_path(Path(__file__).parent / "sql", "asyncpg")
 

@@ -46,6 +46,7 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     output_model_id: UUID | None
     error: dict[str, Any] | None
     result: dict[str, Any] | None
+    gpu_seconds: float
     created_at: datetime
     started_at: datetime | None
     stopped_at: datetime | None

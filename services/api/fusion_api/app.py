@@ -12,9 +12,24 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from fusion_api import base_models, datasets, health, job_events, jobs, keys, models, pricing, uploads
+from fusion_api import (
+    account,
+    base_models,
+    dataset_contents,
+    datasets,
+    health,
+    job_events,
+    jobs,
+    keys,
+    models,
+    multipart,
+    pricing,
+    recommend,
+    uploads,
+)
 from fusion_api.auth import provide_caller
 from fusion_api.body_errors import check_body
+from fusion_api.idempotency import provide_once
 from fusion_api.problem_details import (
     STORE_DOWN,
     ProblemError,
@@ -36,16 +51,35 @@ OPERATIONS: list[Any] = [
     jobs.get_result,
     job_events.get_events,
     base_models.list_base_models,
+    base_models.get_base_model,
     models.list_models,
+    models.get_model,
+    models.get_lineage,
+    models.change_model,
+    models.delete_model,
     models.download_model,
     datasets.list_datasets,
     datasets.get_dataset,
     datasets.create_dataset,
+    datasets.delete_dataset,
+    dataset_contents.preview_dataset,
+    dataset_contents.count_tokens,
     uploads.presign_upload,
+    multipart.begin_multipart,
+    multipart.get_upload,
+    multipart.sign_parts,
+    multipart.complete_upload,
+    multipart.abort_upload,
     pricing.estimate_price,
+    recommend.recommend,
     keys.list_keys,
     keys.create_key,
     keys.revoke_key,
+    account.get_account,
+    account.change_account,
+    account.get_overview,
+    account.get_usage,
+    account.list_ledger,
 ]
 
 
@@ -72,6 +106,7 @@ def create_app(settings: ApiSettings) -> Litestar:
         dependencies={
             "services": Provide(provide_services),
             "caller": Provide(provide_caller),
+            "once": Provide(provide_once),
         },
         before_request=check_body,
         exception_handlers=handlers,

@@ -14,6 +14,7 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.types import Guard
 
 from fusion_api.problem_details import ProblemError
+from fusion_api.request_context import add_header
 from fusion_api.services import Services
 
 MAX_KEY_LENGTH = 128
@@ -32,6 +33,9 @@ def needs(*scopes: str) -> Guard:
 
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         caller = await _authenticate(connection)
+        services: Services = connection.app.state.services
+        for name, value in (await services.limiter.hit(caller.key_id)).items():
+            add_header(connection.scope, name, value)
         if not caller.scopes.intersection(scopes):
             raise ProblemError("forbidden_scope", f"this needs the scope {' or '.join(scopes)}")
         connection.scope["auth"] = caller

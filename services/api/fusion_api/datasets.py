@@ -7,14 +7,15 @@ from uuid import UUID
 
 import msgspec
 from fusion_core.db.jobs import NewJob, submit_job
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Connection, queries
 from fusion_core.job_spec import IngestSpec
 from fusion_core.storage import ObjectHead
-from litestar import Request, Response, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
@@ -76,33 +77,73 @@ async def get_dataset(
     return _dataset(row)
 
 
+async def ready_dataset(services: Services, caller: Caller, dataset_id: UUID) -> Any:
+    """Its row. Raises ProblemError not_found or dataset_not_ready."""
+    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
+    if row is None:
+        raise not_found("dataset", "/dataset_id")
+    if row["status"] != "ready":
+        errors = [FieldError("/dataset_id", f"the dataset is {row['status']}")]
+        raise ProblemError("dataset_not_ready", f"the dataset is {row['status']}", errors)
+    return row
+
+
+@delete("/datasets/{dataset_id:uuid}", guards=[needs("datasets")], status_code=204, summary="Delete a dataset")
+async def delete_dataset(
+    dataset_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+) -> None:
+    """Refused while a job reads it. Its number is not used again: the next version of the name is a new one."""
+    async with services.pool.acquire() as connection, connection.transaction():
+        row = await queries.lock_dataset(connection, account_id=caller.account_id, dataset_id=dataset_id)
+        if row is None:
+            raise not_found("dataset")
+        if await queries.dataset_in_use(connection, dataset_id=dataset_id):
+            raise ProblemError("in_use", "a job that has not ended reads this dataset")
+        await queries.delete_dataset(connection, dataset_id=dataset_id)
+
+
 @post("/datasets", guards=[needs("datasets")], status_code=201, summary="Make a dataset from uploads")
 async def create_dataset(
-    data: JSONBody[CreateDataset], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    data: JSONBody[CreateDataset],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> Dataset:
     """The uploads are pinned as they are now; reading them is an internal job, and GET shows its end."""
+    dataset_id = await once.find() or await _make(data, once, services, caller)
+    return _dataset(await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id))
+
+
+async def _make(data: CreateDataset, once: Once, services: Services, caller: Caller) -> UUID | None:
     uploads = await _uploads(services, caller, data.upload_ids)
     heads = await _pin(services, uploads)
     name = data.name or PurePosixPath(uploads[0]["filename"]).stem or "dataset"
-    async with services.pool.acquire() as connection, connection.transaction():
+
+    async def insert(connection: Connection) -> UUID:
         await queries.lock_dataset_name(connection, account_id=caller.account_id, name=name)
         row = await queries.insert_dataset(connection, account_id=caller.account_id, name=name)
-        for ordinal, (upload, head) in enumerate(zip(uploads, heads, strict=True)):
-            taken = await queries.insert_dataset_upload(
-                connection,
-                upload_id=upload["id"],
-                dataset_id=row["id"],
-                ordinal=ordinal,
-                size=head.size,
-                etag=head.etag,
-            )
-            if taken is None:
-                raise _consumed([ordinal])
+        await _consume(connection, row["id"], uploads, heads)
         spec = IngestSpec(uploads=tuple((upload["s3_key"], upload["filename"]) for upload in uploads))
         pool = services.settings.ingest_pool
         new = NewJob(account_id=caller.account_id, type="ingest", spec=spec, pool=pool, dataset_id=row["id"])
         await submit_job(connection, new)
-    return _dataset(row)
+        dataset_id: UUID = row["id"]
+        return dataset_id
+
+    return await once.make(insert)
+
+
+async def _consume(connection: Connection, dataset_id: UUID, uploads: list[Any], heads: list[ObjectHead]) -> None:
+    """Bind the uploads to the dataset, as they are. Raises ProblemError, naming every one that another one has."""
+    taken = [
+        await queries.insert_dataset_upload(
+            connection, upload_id=upload["id"], dataset_id=dataset_id, ordinal=ordinal, size=head.size, etag=head.etag
+        )
+        for ordinal, (upload, head) in enumerate(zip(uploads, heads, strict=True))
+    ]
+    used = [ordinal for ordinal, row in enumerate(taken) if row is None]
+    if used:
+        raise ProblemError("upload_consumed", "an upload makes one dataset", _at(used, "already used"))
 
 
 async def _uploads(services: Services, caller: Caller, upload_ids: list[UUID]) -> list[Any]:
@@ -115,19 +156,11 @@ async def _uploads(services: Services, caller: Caller, upload_ids: list[UUID]) -
     unknown = [number for number, upload_id in enumerate(upload_ids) if upload_id not in found]
     if unknown:
         raise ProblemError("not_found", "some uploads do not exist", _at(unknown, "no such upload"))
-    uploads = [found[upload_id] for upload_id in upload_ids]
-    used = [number for number, upload in enumerate(uploads) if upload["dataset_id"] is not None]
-    if used:
-        raise _consumed(used)
-    return uploads
+    return [found[upload_id] for upload_id in upload_ids]
 
 
 def _at(numbers: list[int], detail: str) -> list[FieldError]:
     return [FieldError(f"/upload_ids/{number}", detail) for number in numbers]
-
-
-def _consumed(numbers: list[int]) -> ProblemError:
-    return ProblemError("upload_consumed", "an upload makes one dataset", _at(numbers, "already used"))
 
 
 async def _pin(services: Services, uploads: list[Any]) -> list[ObjectHead]:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import asyncpg
 import structlog
-from fusion_core.db.pool import connect
+from fusion_core.db.pool import POSTGRES_AWAY, connect
 
 log = structlog.get_logger()
 RECONNECT_S = 1.0
@@ -66,6 +66,6 @@ class EventHub:
                         await connection.execute("select 1")
                 finally:
                     connection.terminate()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
                 log.warning("listen_lost", error=str(error), again_in_s=RECONNECT_S)
             await asyncio.sleep(RECONNECT_S)

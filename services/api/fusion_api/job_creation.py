@@ -4,13 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import msgspec
 from fusion_core.contraction_plan import ContractionPlan, plan_contraction
 from fusion_core.db.jobs import NewJob
-from fusion_core.db.pool import queries
-from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT, Base
 from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import (
     ContractHyperparams,
@@ -25,26 +22,18 @@ from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
 from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
 
 from fusion_api.auth import Caller
+from fusion_api.base_models import FoundModel, find_base, find_own_model
+from fusion_api.datasets import ready_dataset
 from fusion_api.job_bodies import ContractBody, CreateJob, FinetuneBody, TrainBody
 from fusion_api.pricing import current_prices
-from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
+from fusion_api.problem_details import FieldError, ProblemError, invalid
 from fusion_api.services import Services
-
-
-class Found(NamedTuple):
-    """The model a job starts from, and where the body named it."""
-
-    config: dict[str, Any]
-    name: str
-    params: int
-    base: Base
-    pointer: str
 
 
 class Resolved(NamedTuple):
     spec: CustomerSpec
     estimate: Estimate
-    found: Found
+    found: FoundModel
 
 
 def canonical_sha256(body: bytes) -> bytes:
@@ -52,7 +41,7 @@ def canonical_sha256(body: bytes) -> bytes:
     return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).digest()
 
 
-async def resolve(services: Services, caller: Caller, data: CreateJob, body: bytes) -> tuple[NewJob, Found]:
+async def resolve(services: Services, caller: Caller, data: CreateJob, body: bytes) -> tuple[NewJob, FoundModel]:
     """The job to create, and the model it starts from.
 
     Raises ProblemError not_found, dataset_not_ready, unsupported_architecture or validation_failed.
@@ -66,7 +55,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
         case ContractBody():
             job_type, resolved = "contract", await _contract(services, caller, data, prices)
     if data.dataset_id is not None:
-        await _check_dataset(services, caller, data.dataset_id)
+        await ready_dataset(services, caller, data.dataset_id)
     base = resolved.found.base
     new = NewJob(
         account_id=caller.account_id,
@@ -88,7 +77,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
 
 
 async def _train(services: Services, caller: Caller, data: TrainBody, body: bytes, prices: PriceTable) -> Resolved:
-    found = await _any_model(services, caller, data.base_model_id, "/base_model_id")
+    found = await find_base(services, caller, data.base_model_id, "/base_model_id")
     _check_seq_len(found, data.hyperparams.seq_len)
     hyperparams = _settled(data.hyperparams, msgspec.json.decode(body).get("hyperparams", {}))
     plan = _growth(found, hyperparams)
@@ -111,7 +100,7 @@ async def _finetune(services: Services, caller: Caller, data: FinetuneBody, pric
 
 async def _contract(services: Services, caller: Caller, data: ContractBody, prices: PriceTable) -> Resolved:
     pointer = "/hyperparams/source_model_id"
-    found = await _own_model(services, caller, data.hyperparams.source_model_id, pointer)
+    found = await find_own_model(services, caller, data.hyperparams.source_model_id, pointer)
     hyperparams = _only(ContractHyperparams, data.hyperparams)
     _check_seq_len(found, hyperparams.seq_len)
     plan = _contraction(found, hyperparams)
@@ -125,26 +114,7 @@ async def _contract(services: Services, caller: Caller, data: ContractBody, pric
 # -- finding models and datasets -------------------------------------------------------------------------------------
 
 
-async def _any_model(services: Services, caller: Caller, model_id: UUID, pointer: str) -> Found:
-    row = await queries.get_base_model(services.pool, base_model_id=model_id)
-    if row is not None:
-        base = Base(base_model_id=model_id, account_id=OPERATOR_ACCOUNT)
-        return Found(row["config"], row["name"], row["params"], base, pointer)
-    try:
-        return await _own_model(services, caller, model_id, pointer)
-    except ProblemError as error:
-        raise not_found("base model, nor a model of yours", pointer) from error
-
-
-async def _own_model(services: Services, caller: Caller, model_id: UUID, pointer: str) -> Found:
-    row = await queries.get_model(services.pool, account_id=caller.account_id, model_id=model_id)
-    if row is None:
-        raise not_found("model of yours", pointer)
-    base = Base(model_id=model_id, account_id=caller.account_id)
-    return Found(row["config"], row["name"], row["params"], base, pointer)
-
-
-async def _model_to_finetune(services: Services, caller: Caller, data: FinetuneBody) -> Found:
+async def _model_to_finetune(services: Services, caller: Caller, data: FinetuneBody) -> FoundModel:
     named = {
         "/base_model_id": data.base_model_id,
         "/source_model_id": data.source_model_id,
@@ -157,17 +127,8 @@ async def _model_to_finetune(services: Services, caller: Caller, data: FinetuneB
     if others:
         raise invalid([FieldError(other, f"the model is named by {pointer} already") for other, _ in others])
     if pointer == "/base_model_id":
-        return await _any_model(services, caller, model_id, pointer)
-    return await _own_model(services, caller, model_id, pointer)
-
-
-async def _check_dataset(services: Services, caller: Caller, dataset_id: UUID) -> None:
-    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
-    if row is None:
-        raise not_found("dataset", "/dataset_id")
-    if row["status"] != "ready":
-        errors = [FieldError("/dataset_id", f"the dataset is {row['status']}")]
-        raise ProblemError("dataset_not_ready", f"the dataset is {row['status']}", errors)
+        return await find_base(services, caller, model_id, pointer)
+    return await find_own_model(services, caller, model_id, pointer)
 
 
 # -- settings and plans ----------------------------------------------------------------------------------------------
@@ -178,7 +139,7 @@ def _only(kind: Any, settings: msgspec.Struct) -> Any:
     return kind(**{name: getattr(settings, name) for name in kind.__struct_fields__})
 
 
-def _check_seq_len(found: Found, seq_len: int) -> None:
+def _check_seq_len(found: FoundModel, seq_len: int) -> None:
     positions = found.config.get("max_position_embeddings")
     if isinstance(positions, int) and seq_len > positions:
         detail = f"is beyond the base model's {positions} positions"
@@ -202,7 +163,7 @@ def _settled(hyperparams: Hyperparams, said: dict[str, Any]) -> Hyperparams:
     return hyperparams
 
 
-def _growth(found: Found, hyperparams: Hyperparams) -> GrowthPlan:
+def _growth(found: FoundModel, hyperparams: Hyperparams) -> GrowthPlan:
     with _plannable(found):
         return plan_growth(
             found.config,
@@ -213,7 +174,7 @@ def _growth(found: Found, hyperparams: Hyperparams) -> GrowthPlan:
         )
 
 
-def _contraction(found: Found, hyperparams: ContractHyperparams) -> ContractionPlan:
+def _contraction(found: FoundModel, hyperparams: ContractHyperparams) -> ContractionPlan:
     layers, depth = hyperparams.num_layers_to_contract, found.config.get("num_hidden_layers")
     if layers is not None and isinstance(depth, int) and layers > depth:
         raise invalid([FieldError("/hyperparams/num_layers_to_contract", f"is beyond the model's {depth} layers")])
@@ -222,7 +183,7 @@ def _contraction(found: Found, hyperparams: ContractHyperparams) -> ContractionP
 
 
 @contextmanager
-def _plannable(found: Found) -> Iterator[None]:
+def _plannable(found: FoundModel) -> Iterator[None]:
     """Within, what the plans raise for a model that cannot be worked on becomes a problem."""
     try:
         yield
@@ -234,7 +195,7 @@ def _plannable(found: Found) -> Iterator[None]:
 
 
 @contextmanager
-def _priced(found: Found) -> Iterator[None]:
+def _priced(found: FoundModel) -> Iterator[None]:
     """Within, a model beyond the price table becomes a problem."""
     try:
         yield

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import structlog
 from fusion_core.db import jobs
-from fusion_core.db.jobs import IdempotencyConflictError
+from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, SpendLimitError
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
@@ -14,10 +14,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
+from fusion_api.base_models import FoundModel
+from fusion_api.idempotency import Once
 from fusion_api.job_bodies import CreateJob
-from fusion_api.job_creation import Found, canonical_sha256, resolve
+from fusion_api.job_creation import canonical_sha256, resolve
 from fusion_api.job_views import Job, JobDetail, MetricsPage, show_detail, show_job
 from fusion_api.paging import After, Limit, page
+from fusion_api.pricing import dollars
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
@@ -46,6 +49,10 @@ async def create_job(
             async with services.pool.acquire() as connection:
                 await _ensure_sampled(connection, services, found)
                 job, created = await jobs.submit_job(connection, new)
+    except InputGoneError as error:
+        raise not_found(f"{error}: it was deleted meanwhile") from error
+    except SpendLimitError as error:
+        raise _too_much(error) from error
     except IdempotencyConflictError as error:
         raise _conflict("this idempotency_key was used with another body") from error
     if created:
@@ -54,13 +61,20 @@ async def create_job(
     return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
 
 
-async def _ensure_sampled(connection: Connection, services: Services, found: Found) -> None:
+async def _ensure_sampled(connection: Connection, services: Services, found: FoundModel) -> None:
     """The job waits for text sampled from what it starts from; once there is some, it serves every later job."""
     settings = services.settings
     if settings.sample_rows > 0:
         await ensure_sampled(
             connection, found.base, config=found.config, rows=settings.sample_rows, pool=settings.training_pool
         )
+
+
+def _too_much(error: SpendLimitError) -> ProblemError:
+    cost, left = dollars(error.cost_microusd), dollars(error.left_microusd)
+    return ProblemError(
+        "spend_limit_reached", f"the job costs ${cost:.2f} and ${left:.2f} of this month's limit is left"
+    )
 
 
 def _conflict(detail: str) -> ProblemError:
@@ -103,9 +117,13 @@ async def get_job(
 
 @post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")
 async def cancel_job(
-    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    job_id: FromPath[UUID],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> JobDetail:
     """Legal in every state: a job that has ended is answered as it is."""
+    await once.allow()
     async with services.pool.acquire() as connection:
         job = await jobs.cancel_job(connection, caller.account_id, job_id)
     if job is None:

@@ -6,12 +6,13 @@ from uuid import UUID
 
 import msgspec
 from fusion_core.api_keys import new_secret, secret_sha256, visible_prefix
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Connection, queries
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
@@ -23,16 +24,20 @@ Scope = Literal["train", "read", "datasets", "models", "billing"]
 class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=5)]
+    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
-class CreatedKey(msgspec.Struct, frozen=True):
+class CreatedKey(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`secret` is shown once: repeating the request with its Idempotency-Key answers null in its place."""
+
     id: UUID
     prefix: str
     scopes: list[str]
-    secret: str
+    secret: str | None
+    expires_at: datetime | None = None
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     id: UUID
     name: str
     prefix: str
@@ -40,6 +45,7 @@ class Key(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     revoked: bool
     created_at: datetime
+    expires_at: datetime | None = None
 
 
 def _key(row: Any) -> Key:
@@ -51,6 +57,7 @@ def _key(row: Any) -> Key:
         last_used_at=shown_or_none(row["last_used_at"]),
         revoked=row["revoked_at"] is not None,
         created_at=shown(row["created_at"]),
+        expires_at=shown_or_none(row["expires_at"]),
     )
 
 
@@ -68,7 +75,10 @@ async def list_keys(
 
 @post("/keys", guards=[needs("train")], status_code=201, summary="Create an API key")
 async def create_key(
-    data: JSONBody[CreateKey], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    data: JSONBody[CreateKey],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> CreatedKey:
     """A key can hand on only scopes it has itself."""
     excess = sorted(set(data.scopes) - caller.scopes)
@@ -76,15 +86,24 @@ async def create_key(
         errors = [FieldError("/scopes", f"this key has not itself: {', '.join(excess)}")]
         raise ProblemError("forbidden_scope", "a key cannot create a stronger one", errors)
     secret = new_secret()
-    row = await queries.insert_api_key(
-        services.pool,
-        account_id=caller.account_id,
-        name=data.name,
-        prefix=visible_prefix(secret),
-        secret_sha256=secret_sha256(secret),
-        scopes=sorted(set(data.scopes)),
-    )
-    return CreatedKey(row["id"], row["prefix"], row["scopes"], secret)
+
+    async def insert(connection: Connection) -> UUID:
+        row = await queries.insert_api_key(
+            connection,
+            account_id=caller.account_id,
+            name=data.name,
+            prefix=visible_prefix(secret),
+            secret_sha256=secret_sha256(secret),
+            scopes=sorted(set(data.scopes)),
+            expires_at=data.expires_at,
+        )
+        key_id: UUID = row["id"]
+        return key_id
+
+    key_id = await once.make(insert)
+    row = await queries.get_api_key(services.pool, account_id=caller.account_id, key_id=key_id)
+    shown_secret = None if once.replayed else secret
+    return CreatedKey(row["id"], row["prefix"], row["scopes"], shown_secret, shown_or_none(row["expires_at"]))
 
 
 @delete("/keys/{key_id:uuid}", guards=[needs("train")], status_code=204, summary="Revoke an API key")

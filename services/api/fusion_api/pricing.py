@@ -20,6 +20,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import needs
+from fusion_api.idempotency import Once
 from fusion_api.problem_details import FieldError, invalid
 from fusion_api.services import Services
 
@@ -97,7 +98,10 @@ async def current_prices(connection: Any) -> PriceTable:
     status_code=200,
     summary="Estimate what a job costs",
 )
-async def estimate_price(data: JSONBody[EstimateRequest], services: NamedDependency[Services]) -> ShownEstimate:
+async def estimate_price(
+    data: JSONBody[EstimateRequest], once: NamedDependency[Once], services: NamedDependency[Services]
+) -> ShownEstimate:
+    await once.allow()
     prices = await current_prices(services.pool)
     if data.type == "contract":
         return show_estimate(estimate_contract(prices, data.params_before))

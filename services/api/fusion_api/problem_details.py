@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import asyncpg
 import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError
+from fusion_core.db.pool import POSTGRES_AWAY
 from fusion_core.problems import PROBLEMS
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
@@ -21,21 +21,12 @@ _CODE_OF_STATUS = {
     405: "method_not_allowed",
     413: "payload_too_large",
     422: "validation_failed",
+    429: "rate_limited",
 }
 _HEADERS_OF_STATUS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
 
 # What the drivers raise while Postgres or S3 is restarting, unreachable or full of connections.
-STORE_DOWN = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection that was ended between two messages of one statement
-    BotoCoreError,
-)
+STORE_DOWN = (*POSTGRES_AWAY, BotoCoreError)
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -48,11 +39,18 @@ class FieldError(msgspec.Struct, frozen=True):
 class ProblemError(Exception):
     """Ends a request with a problem of the registry. The detail says what is wrong with this very request."""
 
-    def __init__(self, code: str, detail: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.problem = PROBLEMS[code]
         self.detail = detail
         self.errors = list(errors)
+        self.headers = headers
 
 
 class ProblemDetails(msgspec.Struct, frozen=True):
@@ -96,7 +94,7 @@ def respond(
 
 
 def on_problem(_: Request[Any, Any, Any], error: ProblemError) -> Response[ProblemDetails]:
-    return respond(error.problem.code, error.detail, error.errors)
+    return respond(error.problem.code, error.detail, error.errors, error.headers)
 
 
 def on_validation_error(_: Request[Any, Any, Any], error: ValidationException) -> Response[ProblemDetails]:

@@ -13,6 +13,14 @@ log = structlog.get_logger()
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 
 
+_HEADERS = "fusion.headers"
+
+
+def add_header(scope: Any, name: str, value: str) -> None:
+    """Send a header with the answer to this request, whatever the answer will be."""
+    scope.setdefault(_HEADERS, []).append((name.lower().encode(), value.encode()))
+
+
 class RequestContext:
     """ASGI: takes or mints x-request-id, answers it, binds it to the logs, and logs one line a request."""
 
@@ -32,6 +40,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers: Any = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                headers += scope.get(_HEADERS, [])
                 headers += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
                 message["headers"] = headers
             await send(message)

@@ -1,7 +1,7 @@
 """What a process of the API holds and hands to its operations."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from fusion_core.db.pool import Pool, connect_pool
@@ -10,6 +10,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from fusion_api.event_hub import EventHub
+from fusion_api.rate_limit import RateLimiter
 from fusion_api.settings import ApiSettings
 
 
@@ -17,6 +18,7 @@ class Services(NamedTuple):
     pool: Pool
     storage: Storage
     hub: EventHub
+    limiter: RateLimiter
     settings: ApiSettings
 
 
@@ -24,13 +26,17 @@ class Services(NamedTuple):
 async def open_services(app: Litestar) -> AsyncIterator[None]:
     """Litestar's lifespan: connect on start, close on stop."""
     settings: ApiSettings = app.state.settings
-    pool = await connect_pool(settings.database_url, application_name="fusion-api", max_size=settings.max_connections)
-    try:
-        async with Storage(settings) as storage, EventHub(settings.database_url) as hub:
-            app.state.services = Services(pool, storage, hub, settings)
-            yield
-    finally:
-        await pool.close()
+    async with AsyncExitStack() as stack:
+        pool = await connect_pool(
+            settings.database_url, application_name="fusion-api", max_size=settings.max_connections
+        )
+        stack.push_async_callback(pool.close)
+        limiter = RateLimiter(settings.redis_url, settings.requests_per_minute)
+        stack.push_async_callback(limiter.aclose)
+        storage = await stack.enter_async_context(Storage(settings))
+        hub = await stack.enter_async_context(EventHub(settings.database_url))
+        app.state.services = Services(pool, storage, hub, limiter, settings)
+        yield
 
 
 async def provide_services(state: State) -> Services:

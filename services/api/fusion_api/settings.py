@@ -18,7 +18,15 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """Larger request bodies are refused; data goes to presigned URLs."""
     upload_expires_s: int = 3600
     """How long a presigned PUT is good for."""
+    max_open_uploads: int = 1000
+    """Uploads of one account that have not become a dataset."""
+    storage_quota_bytes: int = 2**40
+    """Bytes of datasets and announced uploads that one account may keep."""
     download_expires_s: int = 900
     """How long a presigned GET is good for."""
+    redis_url: str | None = None
+    """Where replicas count requests together; each for itself if unset."""
+    requests_per_minute: int = 1200
+    """What one API key may send."""
     max_connections: int = 20
     """Connections to Postgres that one process holds at most."""

@@ -6,20 +6,29 @@ from uuid import UUID, uuid4
 
 import msgspec
 from fusion_core import s3_keys
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Connection, queries
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
+from fusion_api.problem_details import FieldError, ProblemError
 from fusion_api.services import Services
+
+ONE_PUT_BYTES = 5 * 2**30  # the most that S3 takes in one PUT
+REGISTER_WITHIN_S = 24 * 3600  # from the end of its URL; then it is pruned
+
+Filename = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+ContentType = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9.+-]+/[a-zA-Z0-9.+-]+$", max_length=255)]
 
 
 class PresignRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    filename: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-    content_type: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9.+-]+/[a-zA-Z0-9.+-]+$", max_length=255)] = (
-        "application/octet-stream"
-    )
+    """With `size` the URL takes a file of exactly that many bytes."""
+
+    filename: Filename
+    content_type: ContentType = "application/octet-stream"
+    size: Annotated[int, msgspec.Meta(ge=1, le=ONE_PUT_BYTES)] | None = None
 
 
 class Presigned(msgspec.Struct, frozen=True):
@@ -35,22 +44,45 @@ def sanitised(filename: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", last).lstrip(".")[-128:] or "file"
 
 
+async def check_quota(connection: Connection, services: Services, caller: Caller, size: int) -> None:
+    """Under the account's lock. Raises ProblemError quota_exceeded."""
+    await queries.lock_account(connection, account_id=caller.account_id)
+    stored, settings = await queries.storage_of_account(connection, account_id=caller.account_id), services.settings
+    if stored["open_uploads"] >= settings.max_open_uploads:
+        raise ProblemError("quota_exceeded", f"{stored['open_uploads']} uploads are waiting to become datasets")
+    if stored["bytes"] + size > settings.storage_quota_bytes:
+        detail = f"{stored['bytes']} bytes are stored and {settings.storage_quota_bytes} allowed"
+        raise ProblemError("quota_exceeded", detail, [FieldError("/size", f"{size} more do not fit")])
+
+
 @post("/uploads/presign", guards=[needs("datasets")], status_code=200, summary="Presign an upload")
 async def presign_upload(
-    data: JSONBody[PresignRequest], services: NamedDependency[Services], caller: NamedDependency[Caller]
+    data: JSONBody[PresignRequest],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
 ) -> Presigned:
-    upload_id = uuid4()
-    filename = sanitised(data.filename)
+    filename, expires_s = sanitised(data.filename), services.settings.upload_expires_s
+
+    async def insert(connection: Connection) -> UUID:
+        await check_quota(connection, services, caller, data.size or 0)
+        upload_id = uuid4()
+        await queries.insert_upload(
+            connection,
+            id=upload_id,
+            account_id=caller.account_id,
+            filename=filename,
+            content_type=data.content_type,
+            s3_key=s3_keys.upload(caller.account_id, upload_id, filename),
+            size=data.size,
+            part_size=None,
+            multipart_id=None,
+            expires_s=expires_s + REGISTER_WITHIN_S,
+        )
+        return upload_id
+
+    upload_id = await once.make(insert)
+    assert upload_id is not None
     key = s3_keys.upload(caller.account_id, upload_id, filename)
-    expires_s = services.settings.upload_expires_s
-    url = await services.storage.presign_put(key, data.content_type, expires_s)
-    await queries.insert_upload(
-        services.pool,
-        id=upload_id,
-        account_id=caller.account_id,
-        filename=filename,
-        content_type=data.content_type,
-        s3_key=key,
-        expires_s=expires_s + 24 * 3600,  # time to register it; pruned afterwards
-    )
+    url = await services.storage.presign_put(key, data.content_type, expires_s, data.size)
     return Presigned(upload_id, key, url, "PUT")

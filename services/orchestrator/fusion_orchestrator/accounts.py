@@ -60,5 +60,6 @@ async def create_key(database_url: str, account_id: UUID, name: str, scopes: lis
             prefix=visible_prefix(secret),
             secret_sha256=secret_sha256(secret),
             scopes=sorted(set(scopes)),
+            expires_at=None,
         )
     return NewKey(row["id"], tuple(row["scopes"]), secret)

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fusion_core import logs
 from fusion_core.api_keys import SCOPES
 from fusion_core.db import migrate as migrations
-from fusion_core.db.pool import Pool, connect_pool
+from fusion_core.db.pool import POSTGRES_AWAY, Pool, connect_pool
 from fusion_core.settings import CommonSettings, SettingsError, load
 from fusion_core.storage import Storage
 from rich.console import Console
@@ -35,10 +35,8 @@ _EXPECTED_ERRORS = (
     SettingsError,
     account_rows.AccountError,
     migrations.MigrationChangedError,
-    OSError,
-    TimeoutError,
+    *POSTGRES_AWAY,
     asyncpg.PostgresError,
-    asyncpg.InterfaceError,
     BotoCoreError,
     ClientError,
 )

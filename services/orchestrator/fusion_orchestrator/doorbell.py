@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from arq.connections import ArqRedis
 from fusion_core.db import sweep
-from fusion_core.db.pool import OwnConnection, Pool, connect
+from fusion_core.db.pool import POSTGRES_AWAY, OwnConnection, Pool, connect
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -32,8 +32,8 @@ _PROBE_EVERY_S = 15.0
 _PROBE_TIMEOUT_S = 5.0
 _MAX_BACKOFF_S = 10.0
 
-# What a call to Postgres raises while Postgres is away or has just come back.
-DATABASE_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# What a loop logs and outlives: it comes round again.
+DATABASE_AWAY = (*POSTGRES_AWAY, asyncpg.PostgresError)
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
-from fusion_core.db.pool import Pool, connect_pool
+from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.storage import Storage
 
 from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
@@ -19,6 +19,7 @@ from fusion_orchestrator.settings import OrchestratorSettings
 _PASS_DEADLINE_S = 60.0
 _PRUNE_DEADLINE_S = 6 * 3600.0
 _EXPIRE_EVERY_S = 60.0
+_IDEMPOTENCY_KEY_HOURS = 48
 
 log = structlog.get_logger()
 
@@ -63,6 +64,9 @@ class Service:
 
     async def _expire(self) -> None:
         await expire_stopped(self.pool, self.metrics)
+        async for model in queries.delete_expired_models(self.pool, limit=1000):
+            log.info("model_expired", model_id=str(model["id"]))
+        await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
 
     async def _prune(self) -> None:
         async with asyncio.timeout(_PRUNE_DEADLINE_S), Storage(self.settings) as storage:

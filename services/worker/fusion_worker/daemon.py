@@ -14,14 +14,13 @@ from uuid import uuid4
 
 import structlog
 from fusion_core.db.attempts import Attempt, Claimer
-from fusion_core.db.pool import connect_pool, queries
+from fusion_core.db.pool import POSTGRES_AWAY, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
 
 from fusion_worker.attempt import AttemptRunner, Machine
 from fusion_worker.doorbell import Doorbell
 from fusion_worker.input_cache import InputCache
-from fusion_worker.retry import UNREACHABLE
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.slot import Slot
 from fusion_worker.trainer_process import kill_strays
@@ -127,15 +126,16 @@ class Daemon:
                 spec_version=self._claimer.spec_version,
                 capabilities=list(self._claimer.capabilities),
                 version=version("fusion"),
+                gpus=self._settings.num_processes if self._settings.device == "cuda" else 0,
             )
-        except UNREACHABLE as error:
+        except POSTGRES_AWAY as error:
             log.warning("not_registered", error=str(error))
             return False
         return True
 
     async def _report(self, state: str, attempt: Attempt | None = None) -> None:
         """For operators to look at; nothing depends on it."""
-        with contextlib.suppress(*UNREACHABLE):
+        with contextlib.suppress(*POSTGRES_AWAY):
             async with asyncio.timeout(5):
                 await queries.worker_seen(
                     self._machine.pool,

@@ -7,10 +7,9 @@ from pathlib import Path
 import structlog
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, LeaseLostError
-from fusion_core.db.pool import Pool
+from fusion_core.db.pool import POSTGRES_AWAY, Pool
 from fusion_core.trainer_protocol import StopReason, write_control
 
-from fusion_worker.retry import UNREACHABLE
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -50,7 +49,7 @@ class Heartbeat:
             try:
                 async with self._pool.acquire(timeout=self._settings.heartbeat_s) as connection:
                     renewal = await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
-            except UNREACHABLE as error:
+            except POSTGRES_AWAY as error:
                 cut_off_s = time.monotonic() - self._last_renewal
                 log.warning("heartbeat_missed", error=str(error), cut_off_s=round(cut_off_s, 1))
                 if cut_off_s > self._settings.isolation_limit_s:

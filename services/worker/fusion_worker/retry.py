@@ -5,21 +5,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import asyncpg
 import structlog
-from fusion_core.db.pool import Connection, Pool
+from fusion_core.db.pool import POSTGRES_AWAY, Connection, Pool
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-# Losing sight of the database; everything else is a fault of ours and must show.
-UNREACHABLE = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,
-)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -34,7 +25,7 @@ async def with_postgres(pool: Pool, call: Callable[[Connection], Awaitable[T]], 
         try:
             async with pool.acquire(timeout=10) as connection:
                 return await call(connection)
-        except UNREACHABLE as error:
+        except POSTGRES_AWAY as error:
             if time.monotonic() + pause > until:
                 raise
             log.warning("postgres_unreachable", error=str(error), again_in_s=round(pause, 1))

@@ -10,10 +10,9 @@ import structlog
 from fusion_core import failpoints
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, Claimer
-from fusion_core.db.pool import Connection, Pool
+from fusion_core.db.pool import POSTGRES_AWAY, Connection, Pool
 from fusion_core.db.rows import JobRow
 
-from fusion_worker.retry import UNREACHABLE
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -51,7 +50,7 @@ class Slot:
             try:
                 async with self._pool.acquire(timeout=5) as connection:
                     job = await claim(connection, attempt_id)
-            except UNREACHABLE as error:
+            except POSTGRES_AWAY as error:
                 log.warning("claim_failed", error=str(error))
                 return False
             if job is None:

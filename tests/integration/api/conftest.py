@@ -49,6 +49,7 @@ class Customer:
             prefix=visible_prefix(self.secret),
             secret_sha256=secret_sha256(self.secret),
             scopes=list(scopes),
+            expires_at=None,
         )
 
     async def send(self, method: str, path: str, **options: Any) -> httpx.Response:

@@ -107,27 +107,60 @@ def test_every_bad_line_is_named_and_nothing_is_written(run, tmp_path):
     outcome = events[-1]
     assert isinstance(outcome, Rejected)
     assert outcome.code == "invalid_row"
-    assert outcome.message.startswith("bad.jsonl, line 3: not JSON")
+    assert outcome.message.startswith("bad.jsonl, line 3, column 1: not JSON")
     assert [(error["file"], error["line"]) for error in outcome.errors] == [("bad.jsonl", 3), ("bad.jsonl", 5)]
     assert not list(tmp_path.glob("run-*/shards/*"))
+    (report,) = [json.loads(path.read_bytes()) for path in tmp_path.glob("run-*/report.json")]
+    assert report["errors"] == list(outcome.errors)
+    assert (report["rows"], report["skipped_rows"]) == (8, 2)
+    assert report["errors_by_rule"] == {"invalid_json": 1, "wrong_type": 1}
+
+
+def test_with_skip_bad_rows_are_left_out_and_counted(run):
+    content = _rows(20) + b"oops\n" + _rows(1) + b'{"text": 1}\n'
+    events = run({"a.jsonl": content}, policy="skip")
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert sorted(_texts(events, "train") + _texts(events, "heldout")) == sorted(
+        [f"row number {n}" for n in range(20)] + ["row number 0"]
+    )
+    report = finished.result["report"]
+    assert (finished.result["rows"], report["rows"], report["skipped_rows"]) == (21, 21, 2)
+    assert [error["line"] for error in report["errors"]] == [21, 23]
+    assert report["duplicate_rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({"a.jsonl": b"oops\n" * 1500 + _rows(3), "b.jsonl": _rows(3)[:-5]}, "upload_truncated"),
+        ({"a.jsonl": b"oops\n" * 3 + _rows(1)}, "dataset_empty"),
+        ({"a.jsonl": _rows(3), "b.csv": b"x,y\n1,2\n"}, "invalid_row"),
+    ],
+)
+def test_what_concerns_a_whole_file_is_never_skipped(run, files, code):
+    outcome = run(files, policy="skip")[-1]
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == code
+    assert len(outcome.errors) <= 1000
 
 
 def test_the_first_thousand_faults_are_listed_and_all_are_counted(run):
     outcome = run({"a.jsonl": b"oops\n" * 1500})[-1]
     assert isinstance(outcome, Rejected)
     assert len(outcome.errors) == 1000
-    assert "1500 lines are wrong" in outcome.message
+    assert "1500 errors were found; 1000 are listed" in outcome.message
 
 
 @pytest.mark.parametrize(
     ("files", "code", "words"),
     [
-        ({"a.jsonl": _rows(3), "b.parquet": b"PAR1"}, "unsupported_format", ".jsonl, .ndjson, .txt"),
+        ({"a.jsonl": _rows(3), "b.json": b"{}"}, "unsupported_format", ".jsonl, .ndjson, .txt, .csv, .parquet"),
         ({"a.jsonl": b""}, "dataset_empty", "a.jsonl holds no rows"),
         ({"a.jsonl": _rows(3), "b.txt": b"\n \n"}, "dataset_empty", "b.txt holds no rows"),
         ({"a.jsonl": _rows(1)}, "dataset_empty", "at least 2"),
         ({"a.jsonl": _rows(3)[:-5]}, "upload_truncated", "a.jsonl, line 3"),
-        ({"a.jsonl": b'{"text": "\xff"}\n'}, "invalid_encoding", "save the file as UTF-8"),
+        ({"a.jsonl": b'{"text": "\xff"}\n'}, "invalid_encoding", "Save the file as UTF-8"),
     ],
 )
 def test_rejections_say_what_to_do(run, files, code, words):
@@ -177,7 +210,7 @@ def test_memory_does_not_grow_with_the_file(run_dir):
     tracemalloc.start()
     try:
         ingest(run_dir)
-        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # bytes; the file has 40 million
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000  # bytes; the file has 40 million
     finally:
         tracemalloc.stop()
 
@@ -187,9 +220,14 @@ def test_validate_prints_the_report_of_the_service(tmp_path):
     good.write_bytes(_rows(4))
     bad.write_bytes(_rows(4) + b"oops\n")
     fine = _command("validate", good)
-    assert (fine.returncode, fine.stdout) == (0, "ok: 4 rows, 48 bytes of text in 1 files\n")
+    assert (fine.returncode, fine.stdout) == (0, "ok: 4 rows (4 text), 48 bytes of text in 1 files\n")
     wrong = _command("validate", good, bad)
     assert wrong.returncode == 1
-    assert f"{bad}:5: not JSON" in wrong.stderr
+    assert f"{bad}:5:1: not JSON" in wrong.stderr
+    assert "1 errors: 1 invalid_json" in wrong.stderr
+    lenient = _command("validate", bad, "--policy", "skip", "--report", tmp_path / "report.json")
+    assert lenient.returncode == 0
+    assert "skipped: 1 rows" in lenient.stdout
+    assert json.loads((tmp_path / "report.json").read_bytes())["skipped_rows"] == 1
     assert _command("validate", tmp_path / "absent.jsonl").returncode == 2
     assert '{"text"' in _command("--help").stdout

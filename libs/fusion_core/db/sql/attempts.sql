@@ -100,8 +100,9 @@ select :id, :account_id, :job_id, :name,
 returning *;
 
 -- name: insert_ledger(account_id, job_id, amount_microusd, line_items, tokens, price_version)!
-insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version)
-values (:account_id, :job_id, :amount_microusd, :line_items, :tokens, :price_version);
+insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version, gpu_seconds)
+select :account_id, :job_id, :amount_microusd, :line_items, :tokens, :price_version, gpu_seconds
+from jobs where id = :job_id;
 
 -- name: insert_outbox(job_id, seq, topic)!
 insert into outbox (job_id, seq, topic) values (:job_id, :seq, :topic);
@@ -155,9 +156,9 @@ select split, s3_key, bytes, rows, sha256 from shards where dataset_id = :datase
 select u.s3_key, u.filename, d.size, d.etag
 from dataset_uploads d join uploads u on u.id = d.upload_id where d.dataset_id = :dataset_id order by d.ordinal;
 
--- name: register_worker(id, name, pool, spec_version, capabilities, version)!
-insert into workers (id, name, pool, spec_version, capabilities, version, state)
-values (:id, :name, :pool, :spec_version, :capabilities, :version, 'idle')
+-- name: register_worker(id, name, pool, spec_version, capabilities, version, gpus)!
+insert into workers (id, name, pool, spec_version, capabilities, version, gpus, state)
+values (:id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle')
 on conflict (id) do update set seen_at = now(), state = 'idle';
 
 -- name: worker_seen(state, job_id, id)!

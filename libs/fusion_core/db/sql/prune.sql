@@ -7,7 +7,8 @@ select
     array(
         select s3_prefix from checkpoints where job_id = j.id and state = 'ok'
         union all select s3_prefix from models where job_id = j.id and status = 'ready'
-        union all select s3_key from shards where dataset_id = j.dataset_id and j.type = 'ingest'
+        union all select s.s3_key from shards s join datasets d on d.id = s.dataset_id
+            where s.dataset_id = j.dataset_id and j.type = 'ingest' and d.status <> 'deleted'
     ) as names
 from jobs j where j.id = :job_id;
 
