@@ -9,6 +9,7 @@ from fusion_orchestrator.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("libs", "services", "tests", "bench", "docs", "deploy")
 MAX_LINES = 500
+MAX_LINES_OF_A_PAGE = 1000  # a reference is looked things up in, not read
 
 
 def own_files(*suffixes: str) -> list[Path]:
@@ -17,10 +18,13 @@ def own_files(*suffixes: str) -> list[Path]:
 
 
 def test_no_file_is_longer_than_one_can_read() -> None:
-    suffixes = (".py", ".sql", ".md", ".ts", ".tsx", ".css", ".yaml", ".tpl")
-    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in own_files(*suffixes)}
-    assert lines
-    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+    files = own_files(".py", ".sql", ".md", ".ts", ".tsx", ".css", ".yaml", ".tpl")
+    assert files
+    assert [path for path in files if len(path.read_text().splitlines()) > most_lines(path)] == []
+
+
+def most_lines(path: Path) -> int:
+    return MAX_LINES_OF_A_PAGE if path.suffix == ".md" else MAX_LINES
 
 
 def paths_named_in(text: str) -> set[str]:

@@ -11,7 +11,7 @@ from fusion_core.job_spec import Hyperparams
 from fusion_core.problems import PROBLEMS
 from fusion_core.trainer_protocol import EventReader, Rejected
 from fusion_engine.run import execute
-from transformers import LlamaForCausalLM
+from transformers import LlamaModel
 
 MakeRun = Callable[..., Path]
 
@@ -118,15 +118,15 @@ def test_a_request_that_nobody_can_train(make_run: MakeRun, hyperparams: Hyperpa
 
 
 def test_three_steps_without_a_finite_loss(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = LlamaForCausalLM.forward
+    forward = LlamaModel.forward
 
-    def broken(self: LlamaForCausalLM, *args: Any, **kwargs: Any) -> Any:
+    def broken(self: LlamaModel, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
         if self.training:
-            output.logits = output.logits * torch.nan
+            output.last_hidden_state = output.last_hidden_state * torch.nan
         return output
 
-    monkeypatch.setattr(LlamaForCausalLM, "forward", broken)
+    monkeypatch.setattr(LlamaModel, "forward", broken)
     outcome = rejected(make_run("run"))
     assert outcome.code == "nonfinite_loss"
     assert "at step 3" in outcome.message

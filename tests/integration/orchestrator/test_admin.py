@@ -123,7 +123,7 @@ async def test_accounts_and_keys(admin: Admin, world: Any) -> None:
     code, out, err = await admin("keys", "create", account_id, "--scopes", "train,root")
     assert (code, out) == (1, "")
     assert "unknown scopes root" in err
-    code, _, err = await admin("keys", "create", "00000000-0000-7000-8000-000000000000")
+    code, _, err = await admin("keys", "create", "ffffffff-0000-7000-8000-000000000000")
     assert code == 1
     assert "there is no account" in err
 

@@ -127,7 +127,7 @@ async def test_uploads(
     key = s3_keys.upload(account_id, upload_id, "a.jsonl")
     await queries.insert_upload(
         world.pool, id=upload_id, account_id=account_id, filename="a.jsonl", content_type="x", s3_key=key,
-        expires_s=expires_s,
+        size=None, part_size=None, multipart_id=None, expires_s=expires_s,
     )  # fmt: skip
     await put(storage, key)
     if taken:

@@ -191,6 +191,9 @@ class Site:
             filename="rows.jsonl",
             content_type="application/jsonl",
             s3_key=key,
+            size=None,
+            part_size=None,
+            multipart_id=None,
             expires_s=60,
         )
         dataset_id: UUID = (await queries.insert_dataset(self.pool, account_id=account_id, name="rows"))["id"]
