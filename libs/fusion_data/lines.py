@@ -7,6 +7,8 @@ from typing import IO, NamedTuple
 from fusion_data.faults import BadRow, bad_row
 from fusion_data.source import Source
 
+_BEYOND = len(codecs.BOM_UTF8 + b"\r\n")  # bytes of a line that are not of its content
+
 
 class Line(NamedTuple):
     """A line without its ending. `start` is its first byte's place in the file, counted from 0.
@@ -35,18 +37,20 @@ def read_lines(source: Source, stream: IO[bytes]) -> Iterator[Line | BadLine]:
     """
     limit = source.limits.line_bytes
     number = start = 0
-    while content := stream.readline(limit + 2):  # room for CRLF
+    while content := stream.readline(limit + _BEYOND):
         number += 1
         size = len(content)
         if number == 1:
             source.check_content(content[:8])
             content = content.removeprefix(codecs.BOM_UTF8)
-        if size > limit and not content.endswith(b"\n"):
-            size += _skip_rest_of_line(stream, limit)
+        ended = content.endswith(b"\n")
+        body = content.removesuffix(b"\n").removesuffix(b"\r") if ended else content
+        if len(body) > limit:
+            size += 0 if ended else _skip_rest_of_line(stream, limit)
             detail = f"the line has {size} bytes; the limit is {limit}"
             yield BadLine(number, bad_row("line_too_long", number, detail), "")
         else:
-            yield _decode(number, start + size - len(content), content)
+            yield _decode(number, start + size - len(content), body, ended)
         start += size
 
 
@@ -59,9 +63,7 @@ def _skip_rest_of_line(stream: IO[bytes], limit: int) -> int:
     return skipped
 
 
-def _decode(number: int, start: int, content: bytes) -> Line | BadLine:
-    ended = content.endswith(b"\n")
-    content = content.removesuffix(b"\n").removesuffix(b"\r")
+def _decode(number: int, start: int, content: bytes, ended: bool) -> Line | BadLine:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

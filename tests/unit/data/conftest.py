@@ -42,6 +42,6 @@ def parquet(columns: dict[str, Any], schema: pa.Schema | None = None, **options:
     return buffer.getvalue()
 
 
-@pytest.fixture(name="parquet")
+@pytest.fixture(name="parquet", scope="session")
 def _parquet() -> Callable[..., bytes]:
     return parquet

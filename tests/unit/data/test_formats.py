@@ -86,7 +86,9 @@ def test_a_line_over_the_limit_is_one_fault_and_the_next_is_still_read(read):
     assert "1014 bytes; the limit is 64" in rows[0].faults[0].detail
     exact = b'{"text": "' + b"x" * 52 + b'"}'
     assert len(exact) == 64
-    assert [len(read(exact + end, "a.jsonl", limits)[0].content) for end in (b"", b"\n", b"\r\n")] == [52] * 3
+    ends = (b"", b"\n", b"\r\n")
+    assert [len(read(exact + end, "a.jsonl", limits)[0].content) for end in ends] == [52] * 3
+    assert [shown(read(b" " + exact + end, "a.jsonl", limits)) for end in ends] == [[["line_too_long"]]] * 3
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
