@@ -44,6 +44,13 @@ _ALL = (
     Problem("invalid_encoding", None, "The file is not clean UTF-8", "Save the file as UTF-8 and upload again."),
     Problem("dataset_empty", None, "The dataset has too few rows", "Upload at least two rows."),
     Problem("dataset_too_short", None, "The data is shorter than a sequence", "Add text, or lower seq_len."),
+    Problem("empty_completion", None, "A row has an empty completion", "Remove the row or write the answer."),
+    Problem("chat_without_assistant", None, "A conversation has no assistant turn", "Add the answer to be learned."),
+    Problem("no_chat_template", None, "The model has no chat template", "Choose another base, or send plain text."),
+    Problem("chat_not_supported", None, "The model's chat template refuses a row", "Mend the conversations named."),
+    Problem(
+        "tokenizer_mismatch", None, "The tokenizer has ids beyond the model", "Import the base with its tokenizer."
+    ),
     Problem("dataset_too_large", None, "The dataset is over a limit", "Split it; docs/datasets.md has the limits."),
     Problem("file_damaged", None, "A file of the dataset cannot be read", "Make the file again and upload it again."),
     Problem("upload_truncated", None, "The upload looks cut off", "Upload the whole file again."),

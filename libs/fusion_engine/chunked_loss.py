@@ -122,7 +122,8 @@ _ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]  # (positions, their hidd
 
 def _sum_over_chunks(flat: Tensor, head: Head, chunk_loss: _ChunkLoss, chunk_elements: int) -> Tensor:
     size = max(1, chunk_elements // head.weight.shape[0])
-    total: Tensor = _SumOverChunks.apply(flat, head.weight, chunk_loss, size, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    apply: Any = _SumOverChunks.apply  # untyped in PyTorch
+    total: Tensor = apply(flat, head.weight, chunk_loss, size, torch.is_grad_enabled())
     return total
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_engine.packing import PackedRows
+from fusion_engine.batch import Batch, collate
+from fusion_engine.packing import PackedRows, Row
 
 _MILLION = 1_000_000
-_DATASET, _REHEARSAL = 0, 1
+_DATASET, _REHEARSAL, _POOL = 0, 1, 2
 
 
 class RowOrder:
@@ -26,23 +27,49 @@ class RowOrder:
         return int(self._permutation[place])
 
 
+class _Stream:
+    """The rows of one source in their order."""
+
+    def __init__(self, rows: PackedRows, seed: int, stream: int, *, pool: bool = False) -> None:
+        self._rows, self._order, self.pool = rows, RowOrder(len(rows), seed, stream), pool
+
+    def row(self, number: int) -> Row:
+        return self._rows.row(self._order.index(number))
+
+
 class TrainingRows:
-    """The endless sequence of training rows: the dataset's, with a fixed share of rehearsal rows among them."""
+    """The endless sequence of training rows: the dataset's, with a fixed share of rehearsal rows among them.
 
-    def __init__(self, dataset: PackedRows, rehearsal: PackedRows | None, replay_fraction: float, seed: int) -> None:
-        self._dataset, self._dataset_order = dataset, RowOrder(len(dataset), seed, _DATASET)
-        rehearses = rehearsal is not None and len(rehearsal) > 0
-        self._replay_millionths = round(replay_fraction * _MILLION) if rehearses else 0
-        self._rehearsal = rehearsal if rehearsal is not None else dataset
-        self._rehearsal_order = RowOrder(len(self._rehearsal), seed, _REHEARSAL)
+    Rehearsal rows come from the catalog's rehearsal text, from the pool sampled from the base, or from both in turn.
+    """
 
-    def row(self, number: int) -> NDArray[np.int32]:
-        """Row `number` (from 0, counted through the whole job), shape (seq_len + 1,)."""
+    def __init__(
+        self,
+        dataset: PackedRows,
+        rehearsal: PackedRows | None,
+        replay_fraction: float,
+        seed: int,
+        pool: PackedRows | None = None,
+    ) -> None:
+        self.seq_len = dataset.seq_len
+        self._dataset = _Stream(dataset, seed, _DATASET)
+        self._rehearsal = [
+            _Stream(rows, seed, stream, pool=stream == _POOL)
+            for rows, stream in ((rehearsal, _REHEARSAL), (pool, _POOL))
+            if rows is not None and len(rows) > 0
+        ]
+        self._replay_millionths = round(replay_fraction * _MILLION) if self._rehearsal else 0
+
+    def row(self, number: int) -> tuple[Row, bool]:
+        """Row `number` (from 0, counted through the whole job), and whether it was sampled from the base."""
         rehearsed = number * self._replay_millionths // _MILLION
         if (number + 1) * self._replay_millionths // _MILLION > rehearsed:
-            return self._rehearsal.row(self._rehearsal_order.index(rehearsed))
-        return self._dataset.row(self._dataset_order.index(number - rehearsed))
+            turn, source = divmod(rehearsed, len(self._rehearsal))
+            stream = self._rehearsal[source]
+            return stream.row(turn), stream.pool
+        return self._dataset.row(number - rehearsed), False
 
-    def batch(self, first: int, count: int, rank: int, ranks: int) -> NDArray[np.int64]:
-        """This rank's share of rows `first` to `first + count`, shape (count / ranks, seq_len + 1)."""
-        return np.stack([self.row(first + place) for place in range(rank, count, ranks)]).astype(np.int64)
+    def batch(self, first: int, count: int, rank: int, ranks: int) -> Batch:
+        """This rank's share of rows `first` to `first + count`: count / ranks rows of seq_len positions."""
+        rows, flags = zip(*(self.row(first + place) for place in range(rank, count, ranks)), strict=True)
+        return collate(rows, self.seq_len, flags)

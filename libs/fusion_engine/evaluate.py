@@ -1,24 +1,24 @@
-"""Perplexity on held-out rows, leaving no trace: mode and random states are as before."""
+"""Perplexity of rows, leaving no trace: mode and random states are as before."""
 
 import math
-from itertools import groupby
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
+from fusion_engine.batch import Batch, collate
+from fusion_engine.chunked_loss import chunked_cross_entropy, head_of, last_hidden
 from fusion_engine.outcomes import RejectedError
+from fusion_engine.packing import Row
 from fusion_engine.reproducibility import random_states, restore_random_states
 
 HELDOUT_TOKENS_LIMIT = 32_768
 _TOKENS_PER_BATCH = 4096
 
 
-def perplexity(model: Any, rows: list[NDArray[np.int32]], accelerator: Accelerator) -> tuple[float, int]:
-    """(exp of the mean negative log-likelihood, ids predicted) over all rows, on every rank.
+def perplexity(model: Any, rows: list[Row], accelerator: Accelerator) -> tuple[float, int]:
+    """(exp of the mean negative log-likelihood of the trained ids, how many they are) over all rows, on every rank.
 
     Raises RejectedError nonfinite_loss when the mean is not finite.
     """
@@ -38,16 +38,21 @@ def perplexity(model: Any, rows: list[NDArray[np.int32]], accelerator: Accelerat
 
 
 @torch.no_grad()
-def _sum_of_losses(model: Any, rows: list[NDArray[np.int32]], accelerator: Accelerator) -> tuple[float, int]:
+def _sum_of_losses(model: Any, rows: list[Row], accelerator: Accelerator) -> tuple[float, int]:
     loss, tokens = 0.0, 0
-    for _, group in groupby(rows, key=len):  # at most two lengths: whole rows, then a short one
-        equal = list(group)
-        size = max(1, _TOKENS_PER_BATCH // (len(equal[0]) - 1))
-        for start in range(0, len(equal), size):
-            batch = torch.from_numpy(np.stack(equal[start : start + size]).astype(np.int64)).to(accelerator.device)
-            with accelerator.autocast():
-                logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-            labels = batch[:, 1:].reshape(-1)
-            loss += float(F.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum"))
-            tokens += labels.numel()
+    for batch in (one.to(accelerator.device) for one in evaluation_batches(rows)):
+        with accelerator.autocast():
+            part, count = chunked_cross_entropy(last_hidden(model, **batch.inputs), head_of(model), batch.labels)
+        loss += float(part)
+        tokens += int(count)
     return loss, tokens
+
+
+def evaluation_batches(rows: list[Row]) -> Iterator[Batch]:
+    """All rows, longest first so that little is padded, in batches of about 4096 positions."""
+    by_length = sorted(rows, key=lambda row: -len(row.ids))
+    while by_length:
+        length = len(by_length[0].ids) - 1
+        size = max(1, _TOKENS_PER_BATCH // length)
+        yield collate(by_length[:size], length)
+        by_length = by_length[size:]

@@ -1,11 +1,9 @@
 """An attempt from top to bottom; a train job's: prepare, grow, train, export. Read this file first."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
@@ -23,18 +21,15 @@ from fusion_core.trainer_protocol import (
     TrainRun,
     read_run,
 )
-from numpy.typing import NDArray
 
-from fusion_engine.base_folder import BaseFolder, load_tokenizer, open_base
+from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
-from fusion_engine.data_order import TrainingRows
-from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT, perplexity
+from fusion_engine.evaluate import perplexity
 from fusion_engine.export import export
 from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
 from fusion_engine.objective import next_token_loss
 from fusion_engine.outcomes import RejectedError, StoppedError
-from fusion_engine.packing import PackedRows, pack
 from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
@@ -42,16 +37,9 @@ from fusion_engine.reproducibility import fingerprint, make_deterministic
 from fusion_engine.sample import sample_job
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import Trainable, load_grown
+from fusion_engine.training_data import RowSettings, TrainingData, prepare_data
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a job trains and is measured on."""
-
-    training: TrainingRows
-    heldout: list[NDArray[np.int32]]
 
 
 def execute(run_dir: Path) -> Outcome:
@@ -106,8 +94,8 @@ def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:
 def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> dict[str, object]:
     reporter.phase("preparing")
     base = open_base(Path(run.base_dir), run.growth_plan)
-    _check_request(run, base)
-    data = _prepare_data(run_dir, run, base, accelerator)
+    _check_request(run)
+    data = prepare_data(run_dir / TOKENS_FOLDER, run, base, accelerator, RowSettings.of(run.hyperparams))
     state = _read_checkpoint(run)
     reporter.obey(state.progress.step if state is not None else 0)
 
@@ -140,48 +128,13 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     return _summary(run, progress, accelerator)
 
 
-def _check_request(run: TrainRun, base: BaseFolder) -> None:
+def _check_request(run: TrainRun) -> None:
     """Raises RejectedError validation_failed for what no worker can train."""
     if run.hyperparams.train_scope == "new" and not run.growth_plan.params_added:
         raise RejectedError(
             "validation_failed",
             "growth_factor 1.0 adds nothing that train_scope new could train; choose a larger one, or train_scope all",
         )
-    longest = base.config.get("max_position_embeddings")
-    if isinstance(longest, int) and run.hyperparams.seq_len > longest:
-        raise RejectedError(
-            "validation_failed", f"seq_len {run.hyperparams.seq_len} is above this base model's limit; use {longest}"
-        )
-
-
-def _prepare_data(run_dir: Path, run: TrainRun, base: BaseFolder, accelerator: Accelerator) -> Data:
-    """Tokenize and pack. Raises RejectedError dataset_too_short when there is less than one training row."""
-    hyperparams, folder = run.hyperparams, run_dir / TOKENS_FOLDER
-    parts = {"train": run.train_shards, "heldout": run.heldout_shards, "rehearsal": run.rehearsal_files}
-    tokenizer = load_tokenizer(base)
-    if accelerator.is_main_process:
-        folder.mkdir(exist_ok=True)
-        for name, shards in parts.items():
-            pack(shards, tokenizer, _eos_id(tokenizer, base), folder / f"{name}.i32")
-    accelerator.wait_for_everyone()
-    rows = {name: PackedRows(folder / f"{name}.i32", hyperparams.seq_len) for name in parts}
-    if len(rows["train"]) < 1 or rows["heldout"].tokens < 2:
-        raise RejectedError(
-            "dataset_too_short",
-            f"the dataset has {rows['train'].tokens} tokens to train on and {rows['heldout'].tokens} held out; one"
-            f" sequence takes {hyperparams.seq_len + 1} and the held-out part 2. Add text, or lower seq_len.",
-        )
-    training = TrainingRows(rows["train"], rows["rehearsal"], hyperparams.replay_fraction, hyperparams.seed)
-    return Data(training, rows["heldout"].spread(HELDOUT_TOKENS_LIMIT))
-
-
-def _eos_id(tokenizer: Any, base: BaseFolder) -> int:
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else base.config.get("eos_token_id")
-    if isinstance(eos, list) and eos:
-        eos = eos[0]
-    if not isinstance(eos, int):
-        raise RejectedError("base_model_incomplete", "neither the tokenizer nor config.json names an EOS token")
-    return eos
 
 
 def _read_checkpoint(run: TrainRun) -> CheckpointState | None:
@@ -194,7 +147,7 @@ def _identity(run: TrainRun) -> str:
     return identity_of("train", run.growth_plan)
 
 
-def _measure(model: Any, data: Data, accelerator: Accelerator) -> Evaluation:
+def _measure(model: Any, data: TrainingData, accelerator: Accelerator) -> Evaluation:
     value, tokens = perplexity(model, data.heldout, accelerator)
     return Evaluation(step=0, turn=0, perplexity=value, tokens=tokens)
 
@@ -203,7 +156,7 @@ def _grow(
     run_dir: Path,
     run: TrainRun,
     base: BaseFolder,
-    data: Data,
+    data: TrainingData,
     state: CheckpointState | None,
     accelerator: Accelerator,
     reporter: Reporter,
@@ -217,7 +170,7 @@ def _grow(
     accelerator.wait_for_everyone()
     if state is not None:
         return state.progress
-    prompts = guard_prompts(data.heldout, int(base.config["vocab_size"]))
+    prompts = guard_prompts([row.ids for row in data.heldout], int(base.config["vocab_size"]))
     difference = check_growth(base.path, folder, prompts, accelerator.device)
     reporter.emit(
         Grown(params_before=plan.params_before, params_after=plan.params_after, function_preservation=difference)

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, CheckpointSaved, EngineRun, Evaluation, Metrics
-from numpy.typing import NDArray
 
+from fusion_engine.batch import Batch
 from fusion_engine.checkpoint import CheckpointState, Parameters, load_parameters, save_checkpoint
 from fusion_engine.gradients import gradient_norm, sum_over_processes, update
 from fusion_engine.objective import LossFunction
@@ -42,7 +41,7 @@ def evaluation_due(hyperparams: Hyperparams, step: int) -> bool:
 class Rows(Protocol):
     """An endless sequence of training rows, the same for every number of processes."""
 
-    def batch(self, first: int, count: int, rank: int, ranks: int) -> NDArray[np.int64]: ...
+    def batch(self, first: int, count: int, rank: int, ranks: int) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +137,9 @@ class Trainer:
         for number in range(hyperparams.gradient_accumulation):
             start = first + number * hyperparams.batch_size
             rank, ranks = accelerator.process_index, accelerator.num_processes
-            rows = self._subject.rows.batch(start, hyperparams.batch_size, rank, ranks)
+            batch = self._subject.rows.batch(start, hyperparams.batch_size, rank, ranks)
             with accelerator.autocast():
-                loss, targets = self._subject.loss_of(self._model, torch.from_numpy(rows).to(accelerator.device))
+                loss, targets = self._subject.loss_of(self._model, batch.to(accelerator.device))
             accelerator.backward(loss)
             sums[0] += loss.detach()
             sums[1] += targets

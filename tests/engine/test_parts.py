@@ -12,14 +12,18 @@ from fusion_core.job_spec import Hyperparams
 from fusion_engine.data_order import RowOrder, TrainingRows
 from fusion_engine.files import complete_or_absent
 from fusion_engine.optimizer import learning_rate
-from fusion_engine.packing import PackedRows
+from fusion_engine.packing import PackedRows, pack
 from fusion_engine.safetensors_stream import DamagedFileError, MemoryTensor, ZeroTensor, read_header, write_model
+from fusion_engine.tokenize_rows import Document
 from safetensors.torch import load_file
 
 
-def packed(path: Path, tokens: int, seq_len: int = 4, start: int = 0) -> PackedRows:
-    np.arange(start, start + tokens, dtype="<i4").tofile(path)
-    return PackedRows(path, seq_len)
+def packed(folder: Path, tokens: int, seq_len: int = 4, start: int = 0) -> PackedRows:
+    """One document of ids that count up."""
+    folder.mkdir()
+    ids = np.arange(start, start + tokens, dtype=np.int32)
+    documents = [Document(ids, ids > start, whole=False)] if tokens else []
+    return pack(documents, folder, "rows", seq_len, join=True)
 
 
 def test_written_tensors_are_read_by_the_real_library(tmp_path: Path) -> None:
@@ -70,10 +74,10 @@ def test_a_cut_file_is_damaged(tmp_path: Path, cut: int) -> None:
 
 def test_rows_predict_every_token_once(tmp_path: Path) -> None:
     rows = packed(tmp_path / "ids", 14)
-    assert len(rows) == 3
-    assert rows.row(2).tolist() == [8, 9, 10, 11, 12]
-    assert [row.tolist()[1:] for row in rows.spread(100)] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13]]
-    assert [int(row[0]) for row in packed(tmp_path / "many", 401).spread(16)] == [0, 100, 200, 300]
+    assert len(rows) == 4
+    assert rows.row(2).ids.tolist() == [8, 9, 10, 11, 12]
+    assert [row.ids.tolist()[1:] for row in rows.spread(100)] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13]]
+    assert [int(row.ids[0]) for row in packed(tmp_path / "many", 401).spread(16)] == [0, 100, 200, 300]
 
 
 def test_each_pass_is_another_permutation_and_needs_no_past() -> None:
@@ -88,19 +92,19 @@ def test_each_pass_is_another_permutation_and_needs_no_past() -> None:
 def test_rehearsal_rows_are_a_fixed_share(tmp_path: Path) -> None:
     dataset, rehearsal = packed(tmp_path / "d", 401), packed(tmp_path / "r", 41, start=1000)
     rows = TrainingRows(dataset, rehearsal, replay_fraction=0.1, seed=0)
-    drawn = [int(rows.row(number)[0]) for number in range(1000)]
+    drawn = [int(rows.row(number)[0].ids[0]) for number in range(1000)]
     assert sum(first >= 1000 for first in drawn) == 100
     assert set(Counter(first for first in drawn if first < 1000).values()) == {9}, "900 draws from 100 rows"
     alone = TrainingRows(dataset, packed(tmp_path / "e", 0), replay_fraction=0.1, seed=0)
-    assert all(alone.row(number)[0] < 1000 for number in range(50))
+    assert all(alone.row(number)[0].ids[0] < 1000 for number in range(50))
 
 
 def test_the_ranks_share_a_batch(tmp_path: Path) -> None:
     rows = TrainingRows(packed(tmp_path / "d", 401), None, 0.1, seed=0)
     whole, halves = rows.batch(40, 4, 0, 1), [rows.batch(40, 4, rank, 2) for rank in (0, 1)]
-    assert whole.shape == (4, 5)
-    assert whole[0::2].tolist() == halves[0].tolist()
-    assert whole[1::2].tolist() == halves[1].tolist()
+    assert whole.input_ids.shape == (4, 4)
+    assert whole.input_ids[0::2].tolist() == halves[0].input_ids.tolist()
+    assert whole.labels[1::2].tolist() == halves[1].labels.tolist()
 
 
 def test_one_cosine_over_all_turns() -> None:

@@ -1,0 +1,60 @@
+"""What the model is given: rows of equal length as tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_engine.chunked_loss import IGNORED_LABEL
+from fusion_engine.packing import Row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of L positions. Padding comes last and has the id 0 and no label.
+
+    input_ids     (B, L) int64
+    labels        (B, L) int64, already shifted: labels[b, t] is the id that position t predicts, or IGNORED_LABEL
+    position_ids  (B, L) int64, from 0 again with every document, which is what keeps documents apart: give the model
+                  no attention mask and no cache (see attention_mask)
+    rehearsed     (B,) bool: text sampled from the base itself
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    rehearsed: Tensor
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes by name."""
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            self.input_ids.to(device), self.labels.to(device), self.position_ids.to(device), self.rehearsed.to(device)
+        )
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the rows, for a micro-batch."""
+        return Batch(self.input_ids[rows], self.labels[rows], self.position_ids[rows], self.rehearsed[rows])
+
+
+def collate(rows: Sequence[Row], length: int, rehearsed: Sequence[bool] | None = None) -> Batch:
+    """The rows as a batch of `length` positions; no row may have more than length + 1 ids."""
+    input_ids = np.zeros((len(rows), length), np.int64)
+    labels = np.full((len(rows), length), IGNORED_LABEL, np.int64)
+    position_ids = np.zeros((len(rows), length), np.int64)
+    places = np.arange(length)
+    for number, row in enumerate(rows):
+        positions = len(row.ids) - 1
+        input_ids[number, :positions] = row.ids[:-1]
+        counts = row.trained[1:] & ~row.starts[1:]
+        labels[number, :positions][counts] = row.ids[1:][counts]
+        begins = np.zeros(length, np.int64)
+        begins[:positions] = np.where(row.starts[:-1], places[:positions], 0)
+        position_ids[number] = places - np.maximum.accumulate(begins)
+    flags = torch.zeros(len(rows), dtype=torch.bool) if rehearsed is None else torch.tensor(list(rehearsed))
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels), torch.from_numpy(position_ids), flags)

@@ -1,0 +1,116 @@
+"""What a job trains and is measured on: its shards, rehearsal text and pool, tokenized once and packed on disk."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from fusion_core.job_spec import Hyperparams
+from fusion_core.trainer_protocol import EngineRun
+
+from fusion_engine.attention_mask import keeps_documents_apart
+from fusion_engine.base_folder import BaseFolder, load_tokenizer
+from fusion_engine.data_order import TrainingRows
+from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT
+from fusion_engine.outcomes import RejectedError
+from fusion_engine.packing import PackedRows, Row, pack
+from fusion_engine.tokenize_rows import Document, RowTokenizer
+
+_POOL_HELDOUT_EVERY = 10  # one line in ten of the pool is never rehearsed: retention is measured on it
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """`training` is without end; `retention` is text sampled from the base and never rehearsed, None without a pool."""
+
+    training: TrainingRows
+    heldout: list[Row]
+    retention: list[Row] | None
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What decides the rows and their order."""
+
+    seq_len: int
+    replay_fraction: float
+    seed: int
+
+    @classmethod
+    def of(cls, hyperparams: Hyperparams) -> "RowSettings":
+        return cls(hyperparams.seq_len, hyperparams.replay_fraction, hyperparams.seed)
+
+
+def prepare_data(
+    folder: Path, run: EngineRun, base: BaseFolder, accelerator: Accelerator, settings: RowSettings
+) -> TrainingData:
+    """Tokenize and pack into `folder`; the main process writes and the others wait for it.
+
+    Raises RejectedError: validation_failed for a seq_len beyond the model's positions, dataset_too_short, and what
+    RowTokenizer.documents raises.
+    """
+    check_seq_len(base.config, settings.seq_len)
+    if accelerator.is_main_process:
+        tokenizer = load_tokenizer(base)
+        rows = RowTokenizer(tokenizer, eos_id(tokenizer, base.config), int(base.config["vocab_size"]))
+        folder.mkdir(exist_ok=True)
+        for name, documents in _sources(run, rows).items():
+            pack(documents, folder, name, settings.seq_len, join=keeps_documents_apart(base.config))
+    accelerator.wait_for_everyone()
+    train, heldout, rehearsal, pool, unseen = (PackedRows(folder, name, settings.seq_len) for name in _NAMES)
+    _check_length(train, heldout)
+    return TrainingData(
+        TrainingRows(train, rehearsal, settings.replay_fraction, settings.seed, pool),
+        heldout.spread(HELDOUT_TOKENS_LIMIT),
+        unseen.spread(HELDOUT_TOKENS_LIMIT) if len(unseen) else None,
+    )
+
+
+_NAMES = ("train", "heldout", "rehearsal", "pool", "pool-heldout")
+
+
+def _sources(run: EngineRun, rows: RowTokenizer) -> dict[str, Iterator[Document]]:
+    pool, unseen = _split_pool(rows.pool(run.pool_files)), _split_pool(rows.pool(run.pool_files))
+    documents = (
+        rows.documents(run.train_shards),
+        rows.documents(run.heldout_shards),
+        rows.documents(run.rehearsal_files),
+        (document for is_heldout, document in pool if not is_heldout),
+        (document for is_heldout, document in unseen if is_heldout),
+    )
+    return dict(zip(_NAMES, documents, strict=True))
+
+
+def _split_pool(documents: Iterable[Document]) -> Iterator[tuple[bool, Document]]:
+    for number, document in enumerate(documents):
+        yield number % _POOL_HELDOUT_EVERY == _POOL_HELDOUT_EVERY - 1, document
+
+
+def check_seq_len(config: dict[str, Any], seq_len: int) -> None:
+    """Raises RejectedError validation_failed where a sequence has more positions than the model (its config.json)."""
+    longest = config.get("max_position_embeddings")
+    if isinstance(longest, int) and seq_len > longest:
+        detail = f"seq_len {seq_len} is above this base model's limit; use {longest}"
+        fault: dict[str, object] = {"pointer": "/hyperparams/seq_len", "detail": detail}
+        raise RejectedError("validation_failed", detail, (fault,))
+
+
+def _check_length(train: PackedRows, heldout: PackedRows) -> None:
+    if train.tokens > train.seq_len and len(train) and len(heldout):
+        return
+    raise RejectedError(
+        "dataset_too_short",
+        f"the dataset has {train.tokens} tokens to train on and {heldout.tokens} held out; one sequence takes"
+        f" {train.seq_len + 1} and the held-out part 2. Add text, or lower seq_len.",
+    )
+
+
+def eos_id(tokenizer: Any, config: dict[str, Any]) -> int:
+    """The id that ends a text. Raises RejectedError base_model_incomplete where neither names one."""
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.get("eos_token_id")
+    if isinstance(eos, list) and eos:
+        eos = eos[0]
+    if not isinstance(eos, int):
+        raise RejectedError("base_model_incomplete", "neither the tokenizer nor config.json names an EOS token")
+    return eos
