@@ -66,10 +66,14 @@ def load_tokenizer(base: BaseFolder) -> Any:
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
-    """An AutoModelForCausalLM of a local folder, in `dtype` or its own, with an attention that is deterministic."""
+    """An AutoModelForCausalLM of a local folder, in `dtype` or its own, with an attention that is deterministic.
+
+    Raises RejectedError where the folder's config.json is none of a family that Fusion knows.
+    """
+    family = FAMILIES[read_shape(read_config(folder)).family]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", attn_implementation="sdpa", local_files_only=True
+        folder, dtype=dtype or "auto", attn_implementation=family.attention, local_files_only=True
     )
 
 

@@ -16,11 +16,14 @@ class Family:
     `residual_writers` are the modules of a block whose output is added to the residual stream: with these at zero,
     weights and biases, a new block computes the identity. `ffn` is the gated FFN: a gate_proj, an up_proj and a
     down_proj. `per_block_lists` are config keys that hold one entry for each block.
+    `attention` is the implementation that transformers runs: Gemma 2 caps its attention logits, which torch's fused
+    attention cannot.
     """
 
     residual_writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     ffn: str = "mlp"
     per_block_lists: tuple[str, ...] = ("layer_types",)
+    attention: str = "sdpa"
 
     def split(self, name: str) -> tuple[int, str] | None:
         """(block number, name inside the block) of a tensor, or None for one outside the blocks."""
@@ -46,10 +49,12 @@ FAMILIES = {
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
-    "gemma2": Family(),
+    "gemma2": Family(attention="eager"),
     "gemma3": Family(),
     "smollm3": Family(per_block_lists=("layer_types", "no_rope_layers")),
     "falcon_h1": Family(
-        residual_writers=("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"), ffn="feed_forward"
+        per_block_lists=(),
+        residual_writers=("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"),
+        ffn="feed_forward",
     ),
 }

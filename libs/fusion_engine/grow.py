@@ -1,6 +1,9 @@
-"""Depth growth: copies of old blocks, silenced where they write to the residual stream: at first nothing changes.
+"""Growth that at first changes nothing, for every family, streamed from file to file.
 
-Method: LLaMA-Pro (arXiv 2401.02415), with every residual-writing projection zeroed, biases included.
+Depth: copies of old blocks, silenced where they write to the residual stream (LLaMA-Pro, arXiv 2401.02415, with every
+residual-writing projection zeroed, biases included). Width: more FFN channels, whose gate and up rows are copies of
+random old ones and whose down columns are zero (as in "Grow, Don't Overwrite", arXiv 2603.08647, but with zeros instead
+of halved copies, so that the old weights stay what they were). Peak memory is a few bands of the largest tensor.
 """
 
 import json
@@ -9,13 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fusion_core import failpoints
 from fusion_core.growth_plan import GrowthPlan
+from transformers import AutoConfig
 
 from fusion_engine.base_folder import BaseFolder
 from fusion_engine.files import complete_or_absent
+from fusion_engine.finite_tensor import FiniteTensor
+from fusion_engine.joined_tensors import CopiedRows, JoinedTensor
 from fusion_engine.model_config import CONFIG_FILE
-from fusion_engine.safetensors_stream import StoredTensor, TensorSource, ZeroTensor, write_model
+from fusion_engine.outcomes import RejectedError
+from fusion_engine.safetensors_stream import DamagedFileError, StoredTensor, TensorSource, ZeroTensor, write_model
 
 # Everything beside the weights that loading and generating need; anything else in a base folder stays behind.
 COMPANION_FILES = (
@@ -32,10 +40,16 @@ COMPANION_FILES = (
 
 
 def grow(base: BaseFolder, plan: GrowthPlan, folder: Path) -> None:
-    """Write the grown model to `folder`, a slice at a time; the base is only read."""
+    """Write the grown model to `folder`, a slice at a time; the base is only read.
+
+    Raises RejectedError base_model_corrupt for weights that are not finite or end early.
+    """
     failpoints.hit("growth.before")
     with complete_or_absent(folder) as partial:
-        write_model(partial, grown_tensors(base, plan))
+        try:
+            write_model(partial, grown_tensors(base, plan))
+        except DamagedFileError as error:
+            raise RejectedError("base_model_corrupt", f"{error}. Import an intact copy of the model again.") from error
         write_config(partial, grown_config(base, plan))
         copy_companions(base.path, partial)
     failpoints.hit("growth.after")
@@ -54,25 +68,57 @@ def grown_tensors(base: BaseFolder, plan: GrowthPlan) -> Mapping[str, TensorSour
     for name, tensor in base.tensors.items():
         place = family.split(name)
         if place is None:
-            tensors[name] = tensor
+            tensors[name] = FiniteTensor.of(name, tensor)
         else:
-            blocks.setdefault(place[0], {})[place[1]] = tensor
+            blocks.setdefault(place[0], {})[place[1]] = FiniteTensor.of(name, tensor)
     for number, (source, new) in enumerate(plan.layout()):
+        rows = _copied_channels(plan, source)
         for inner, tensor in blocks[source].items():
             silenced = new and family.writes_residual(inner)
-            tensors[family.join(number, inner)] = ZeroTensor(tensor.dtype, tensor.shape) if silenced else tensor
+            tensors[family.join(number, inner)] = (
+                ZeroTensor(tensor.dtype, tensor.shape)
+                if silenced
+                else _widened(tensor, family.ffn_channels_dim(inner), rows)
+            )
     return tensors
 
 
+def _copied_channels(plan: GrowthPlan, block: int) -> tuple[int, ...]:
+    """The old channels that a block's new ones copy: random, each as often as any other, the same for every run."""
+    added = plan.ffn_after - plan.ffn_before
+    random = np.random.default_rng((plan.ffn_before, plan.ffn_after, block))
+    rounds = [random.permutation(plan.ffn_before) for _ in range(0, added, plan.ffn_before or 1)]
+    return tuple(sorted(np.concatenate(rounds)[:added].tolist())) if rounds else ()
+
+
+def _widened(tensor: StoredTensor, dim: int | None, rows: tuple[int, ...]) -> TensorSource:
+    if dim is None or not rows:
+        return tensor
+    if dim == 0:
+        return JoinedTensor(tensor, CopiedRows(tensor, rows), dim)
+    return JoinedTensor(tensor, ZeroTensor(tensor.dtype, (tensor.shape[0], len(rows))), dim)
+
+
 def grown_config(base: BaseFolder, plan: GrowthPlan) -> dict[str, Any]:
-    """The base's config with more blocks; lists of one entry a block take each new entry from its source block."""
+    """The base's config with more blocks or channels.
+
+    Lists of one entry a block take each new entry from its source block. A list that the base leaves to its config
+    class is written out, because the class would count it afresh from the new number of blocks.
+    """
     config = dict(base.config)
-    config["num_hidden_layers"] = plan.layers_after
+    if plan.axis == "width":
+        return config | {"intermediate_size": plan.ffn_after}
+    if not plan.new_after:
+        return config
+    full = AutoConfig.from_pretrained(base.path, local_files_only=True)
     for key in base.family.per_block_lists:
-        entries = config.get(key)
-        if isinstance(entries, list) and len(entries) == plan.layers_before:
+        entries = config.get(key) or getattr(full, key, None)
+        if isinstance(entries, list) and len(entries) >= plan.layers_before:
             config[key] = [entries[source] for source, _ in plan.layout()]
-    return config
+    windowless = config.get("max_window_layers", getattr(full, "max_window_layers", None))
+    if isinstance(windowless, int):  # the first layers of Qwen 2 and 3, which have no sliding window
+        config["max_window_layers"] = windowless + sum(source < windowless for source in plan.new_after)
+    return config | {"num_hidden_layers": plan.layers_after}
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ _NAMES_OF_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {torc
 
 
 class DamagedFileError(ValueError):
-    """The file is not whole, well-formed safetensors; the message says where it goes wrong."""
+    """The file is not whole, well-formed safetensors of finite numbers; the message says where it goes wrong."""
 
 
 class TensorSource(Protocol):
