@@ -59,4 +59,7 @@ def load(cls: type[SettingsT], environ: Mapping[str, str] = os.environ) -> Setti
             problems.append(f"{name}: {error}")
     if problems:
         raise SettingsError(problems)
-    return msgspec.convert(values, cls)
+    try:
+        return msgspec.convert(values, cls)
+    except msgspec.ValidationError as error:  # what the class itself checks, once its fields are right
+        raise SettingsError([str(error)]) from error

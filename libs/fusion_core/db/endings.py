@@ -23,7 +23,10 @@ WEBHOOK_TOPICS = {
     "cancelled": "job.cancelled",
     "stopped": "job.stopped",
 }
-INTERNAL_TOPICS = {"ingest": {"completed": "dataset.ready", "failed": "dataset.failed"}, "sample": {}}
+INTERNAL_TOPICS = {
+    "ingest": {"completed": "dataset.ready", "failed": "dataset.failed", "cancelled": "dataset.failed"},
+    "sample": {},
+}
 
 
 async def record_event(conn: Connection, job: JobRow, event_type: str, data: dict[str, Any] | None = None) -> int:
@@ -56,6 +59,7 @@ def frozen_estimate(job: JobRow) -> Estimate:
 
 async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow:
     """The rest of a cancellation: growth if it was done, and the tokens up to the last committed checkpoint."""
+    error = None
     if job.price_version is not None:
         tokens = job.last_checkpoint_step * read_customer_spec(job.type, job.spec).tokens_per_step
         bill = bill_cancelled(frozen_estimate(job), growth_done=job.grown_at is not None, tokens_committed=tokens)
@@ -63,7 +67,7 @@ async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow
     elif job.dataset_id is not None:
         error = {"code": "cancelled", "message": "The reading of this dataset was cancelled. Register it again."}
         await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)
-    await record_event(conn, job, "cancelled")
+    await record_event(conn, job, "cancelled", error)
     return JobRow.of(cancelled)
 
 

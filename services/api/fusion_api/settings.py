@@ -1,6 +1,8 @@
 """The API's settings, each read from FUSION_<NAME>."""
 
 from fusion_core.settings import CommonSettings
+from fusion_core.webhook_targets import TargetPolicy
+from fusion_core.webhooks import check_key
 
 
 class ApiSettings(CommonSettings, frozen=True, kw_only=True):
@@ -30,3 +32,14 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """What one API key may send."""
     max_connections: int = 20
     """Connections to Postgres that one process holds at most."""
+    webhook_key: str | None = None
+    webhook_allow_http: bool = False
+    webhook_allow_private: str = ""
+
+    def __post_init__(self) -> None:
+        check_key(self.webhook_key)
+        self.webhook_policy()
+
+    def webhook_policy(self) -> TargetPolicy:
+        """Where webhooks may go. Raises ValueError."""
+        return TargetPolicy.of(allow_http=self.webhook_allow_http, allow_private=self.webhook_allow_private)

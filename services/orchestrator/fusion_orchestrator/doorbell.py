@@ -7,7 +7,7 @@ n comes from the row by compare-and-set, so that of several replicas one rings, 
 import asyncio
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 import asyncpg
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.settings import OrchestratorSettings
+from fusion_orchestrator.wake import Wake
 
 QUEUE_PREFIX = "fusion:doorbell:"
 FUNCTION = "claim_job"
@@ -51,21 +52,25 @@ def connect_redis(url: str) -> ArqRedis:
 class Doorbell:
     """Rings for claimable jobs: at once when Postgres says a job became ready, and in every sweep."""
 
-    def __init__(self, pool: Pool, redis: ArqRedis, settings: OrchestratorSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        redis: ArqRedis,
+        settings: OrchestratorSettings,
+        metrics: Metrics,
+        wakes: Mapping[str, Wake] | None = None,
+    ) -> None:
+        """`wakes` are other loops to wake, by the channel that they want to hear."""
         self._pool = pool
         self._redis = redis
         self._settings = settings
         self._metrics = metrics
-        self._ready = asyncio.Event()
+        self._ready = Wake(settings.sweep_s)
+        self._wakes = {CHANNEL: self._ready, **(wakes or {})}
 
     async def wait(self) -> None:
         """Return when a job may be due: one became ready, or a sweep's time has passed."""
-        try:
-            async with asyncio.timeout(self._settings.sweep_s):
-                await self._ready.wait()
-        except TimeoutError:
-            pass
-        self._ready.clear()
+        await self._ready.wait()
 
     async def ring_due(self) -> int:
         """Ring once for every job that is due; answers how many rings were sent.
@@ -135,9 +140,10 @@ class Doorbell:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
         try:
-            await connection.add_listener(CHANNEL, lambda *_: self._ready.set())
+            for channel, wake in self._wakes.items():
+                await connection.add_listener(channel, lambda *_, wake=wake: wake.set())
+                wake.set()  # what was notified while nobody listened
             self._metrics.listening.set(1)
-            self._ready.set()  # what was notified while nobody listened
             while not lost.is_set():
                 try:
                     async with asyncio.timeout(_PROBE_EVERY_S):

@@ -1,4 +1,4 @@
-"""The orchestrator's loops: listen, ring, sweep, expire, prune. Each outlives any error and any one of its passes."""
+"""The orchestrator's loops: listen, ring, sweep, expire, prune, webhooks. Each outlives any error or pass."""
 
 import asyncio
 import random
@@ -15,6 +15,7 @@ from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.prune import Pruner
 from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
 from fusion_orchestrator.settings import OrchestratorSettings
+from fusion_orchestrator.webhooks.loops import Webhooks
 
 _PASS_DEADLINE_S = 60.0
 _PRUNE_DEADLINE_S = 6 * 3600.0
@@ -27,11 +28,14 @@ log = structlog.get_logger()
 class Service:
     """One replica. `tasks` are its loops; none of them ends before the service does."""
 
-    def __init__(self, settings: OrchestratorSettings, pool: Pool, doorbell: Doorbell, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: OrchestratorSettings, pool: Pool, doorbell: Doorbell, webhooks: Webhooks, metrics: Metrics
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
         self._doorbell = doorbell
+        self._webhooks = webhooks
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -39,6 +43,8 @@ class Service:
             "listen": self._doorbell.listen(),
             "ring": self._forever("ring", self._ring, self._doorbell.wait),
             "sweep": self._forever("sweep", self._sweep, self._pause(self.settings.sweep_s)),
+            "webhooks": self._forever("webhooks", self._webhooks.dispatch, self._webhooks.wait),
+            "webhook_tasks": self._webhooks.run_tasks(),
             "expire": self._forever("expire", self._expire, self._pause(_EXPIRE_EVERY_S)),
             "prune": self._forever("prune", self._prune, self._pause(self.settings.prune_every_s), wait_first=True),
         }
@@ -67,6 +73,7 @@ class Service:
         async for model in queries.delete_expired_models(self.pool, limit=1000):
             log.info("model_expired", model_id=str(model["id"]))
         await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
+        await self._webhooks.forget_old()
 
     async def _prune(self) -> None:
         async with asyncio.timeout(_PRUNE_DEADLINE_S), Storage(self.settings) as storage:
@@ -109,7 +116,9 @@ async def running(settings: OrchestratorSettings) -> AsyncIterator[Service]:
     metrics = Metrics()
     pool = await connect_pool(settings.database_url, application_name="fusion-orchestrator", min_size=0)
     redis = connect_redis(settings.redis_url)
-    service = Service(settings, pool, Doorbell(pool, redis, settings, metrics), metrics)
+    webhooks = Webhooks(pool, redis, settings, metrics)
+    doorbell = Doorbell(pool, redis, settings, metrics, {webhooks.CHANNEL: webhooks.wake})
+    service = Service(settings, pool, doorbell, webhooks, metrics)
     service.start()
     try:
         yield service

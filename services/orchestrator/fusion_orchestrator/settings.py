@@ -1,6 +1,8 @@
 """The orchestrator's settings; docs/settings.md lists them all."""
 
 from fusion_core.settings import CommonSettings
+from fusion_core.webhook_targets import TargetPolicy
+from fusion_core.webhooks import check_key
 
 
 class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
@@ -26,5 +28,22 @@ class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
     """How often storage is pruned."""
     prune_min_age_s: float = 86_400.0
     """Objects that no row names are kept this long."""
+    webhook_key: str | None = None
+    """Webhook secrets are derived from it; the api must have the same. Unset: webhooks are off."""
+    webhook_allow_http: bool = False
+    """Take webhook URLs that begin with http://, too; the api must have the same."""
+    webhook_allow_private: str = ""
+    """Hosts, addresses and CIDR networks, separated by commas, that webhooks may go to although they are not public;
+    the api must have the same."""
+    webhook_concurrency: int = 32
+    """At most this many webhooks are sent at once by one replica."""
     shutdown_s: float = 10.0
     """SIGTERM to exit, at most."""
+
+    def __post_init__(self) -> None:
+        check_key(self.webhook_key)
+        self.webhook_policy()
+
+    def webhook_policy(self) -> TargetPolicy:
+        """Raises ValueError."""
+        return TargetPolicy.of(allow_http=self.webhook_allow_http, allow_private=self.webhook_allow_private)

@@ -8,12 +8,14 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 from arq.connections import ArqRedis
-from fusion_core.db import attempts, jobs, sweep
-from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db import attempts, jobs, sweep, webhooks
+from fusion_core.db.attempts import Attempt, Claimer, NewShard
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import IngestSpec
 from fusion_core.settings import CommonSettings
+from fusion_core.trainer_protocol import FileEntry
+from fusion_core.webhooks import EVENT_TYPES
 from fusion_orchestrator.doorbell import QUEUE_PREFIX, connect_redis
 from fusion_orchestrator.settings import OrchestratorSettings
 
@@ -65,6 +67,19 @@ class World:
             reclaimed = await sweep.reclaim(conn, attempt.job_id, attempt.epoch)
         assert reclaimed is not None
         return reclaimed
+
+    async def finish(self, job: JobRow) -> None:
+        """The dataset becomes ready: claimed, read, completed."""
+        attempt = await self.claim(job)
+        shard = NewShard(split="train", ordinal=0, s3_key=uuid4().hex, rows=2, file=FileEntry("x", 1, "0" * 64))
+        async with self.pool.acquire() as conn:
+            await attempts.complete_ingest(conn, attempt, [shard], rows=2, heldout_rows=0)
+
+    async def webhook(self, url: str, *event_types: str) -> Any:
+        async with self.pool.acquire() as conn:
+            return await webhooks.create_endpoint(
+                conn, await self.account(), url=url, event_types=event_types or EVENT_TYPES, description=""
+            )
 
     async def expire(self, attempt: Attempt) -> None:
         """Let the lease's time pass."""

@@ -40,4 +40,4 @@ select pool, state, count(*) as jobs, min(created_at) as oldest from jobs
 where state in ('queued', 'running', 'stopped') group by pool, state;
 
 -- name: outbox_depth()$
-select count(*) from outbox where delivered_at is null;
+select count(*) from outbox where fanned_out_at is null;

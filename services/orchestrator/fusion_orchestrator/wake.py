@@ -1,0 +1,23 @@
+"""What a loop waits for between two passes: somebody knows of work, or a sweep's time has passed."""
+
+import asyncio
+
+
+class Wake:
+    """Set any number of times, it ends one wait."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return once it is set, or after `every_s`."""
+        try:
+            async with asyncio.timeout(self._every_s):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+        self._event.clear()
