@@ -33,6 +33,9 @@ _ALL = (
     Problem(
         "quota_exceeded", 409, "The account stores too much", "Delete datasets, or abort uploads that will not come."
     ),
+    Problem("too_many_webhooks", 409, "The account has too many webhooks", "Delete one that you no longer need."),
+    Problem("webhook_disabled", 409, "The webhook is disabled", "Enable it with PATCH /webhooks/{id} first."),
+    Problem("webhooks_off", 409, "Webhooks are not set up here", "Ask the operator to set FUSION_WEBHOOK_KEY."),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
     Problem("rate_limited", 429, "Too many requests", "Wait as long as Retry-After says."),
     Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),

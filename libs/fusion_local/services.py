@@ -78,12 +78,17 @@ class LocalFusion:
             self.stack.start()
         with self._step("schema"):
             asyncio.run(migrate(self.stack.database_url()))
+        webhooks = {
+            "webhook_key": self.stack.secrets.webhook_key,
+            "webhook_allow_http": True,
+            "webhook_allow_private": f"{HOST},localhost",
+        }
         with self._step(f"api on {url}"):
-            self._service("api", "fusion_api", {"port": port, "training_pool": TRAINING_POOL})
+            self._service("api", "fusion_api", {"port": port, "training_pool": TRAINING_POOL} | webhooks)
             self._wait_for("the api", f"{url}/ready")
         with self._step("orchestrator"):
             admin = free_port()
-            self._service("orchestrator", "fusion_orchestrator", {"port": admin})
+            self._service("orchestrator", "fusion_orchestrator", {"port": admin} | webhooks)
             self._wait_for("the orchestrator", f"http://{HOST}:{admin}/ready")
         with self._step("one training slot and one CPU slot"):
             self.start_worker(TRAINER, TRAINING_POOL)

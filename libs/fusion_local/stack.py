@@ -40,6 +40,7 @@ class Secrets(msgspec.Struct):
     valkey: str
     s3_access_key: str
     s3_secret_key: str
+    webhook_key: str
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -76,11 +77,13 @@ class Stack:
         self.postgres_port, self.valkey_port, self.s3_port = free_ports(3)
 
     def _secrets(self) -> Secrets:
+        """Those in the file, and new ones where an older version knew fewer."""
         path = self.root / "secrets.json"
-        if not path.exists():
-            made = Secrets(*(secrets.token_urlsafe(24) for _ in range(4)))
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
+        made = {name: known.get(name) or secrets.token_urlsafe(24) for name in Secrets.__struct_fields__}
+        if made != known:
             write_private(path, msgspec.json.encode(made))
-        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+        return Secrets(**made)
 
     # -- addresses -------------------------------------------------------------------------------------------------
 

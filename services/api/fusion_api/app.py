@@ -26,6 +26,8 @@ from fusion_api import (
     pricing,
     recommend,
     uploads,
+    webhook_deliveries,
+    webhooks,
 )
 from fusion_api.auth import provide_caller
 from fusion_api.body_errors import check_body
@@ -75,6 +77,16 @@ OPERATIONS: list[Any] = [
     keys.list_keys,
     keys.create_key,
     keys.revoke_key,
+    webhooks.list_webhooks,
+    webhooks.create_webhook,
+    webhooks.get_webhook,
+    webhooks.change_webhook,
+    webhooks.delete_webhook,
+    webhooks.rotate_secret,
+    webhook_deliveries.send_test,
+    webhook_deliveries.list_deliveries,
+    webhook_deliveries.get_delivery,
+    webhook_deliveries.replay_delivery,
     account.get_account,
     account.change_account,
     account.get_overview,

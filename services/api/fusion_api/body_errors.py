@@ -36,6 +36,10 @@ async def check_body(request: Request[Any, Any, Any]) -> None:
 def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError]:
     """Every fault of a decoded JSON value against a type; Structs and lists are looked into."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    present = _without_none(plain)
+    if present is not None and value is not None:
+        yield from find_errors(present, value, pointer)
+        return
     tagged = _tagged(plain)
     if tagged:
         yield from _tagged_errors(tagged, value, pointer)
@@ -59,6 +63,12 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
     except msgspec.ValidationError as error:
         known = f"; known: {', '.join(map(str, get_args(plain)))}" if get_origin(plain) is Literal else ""
         yield FieldError(pointer, f"{error}{known}")
+
+
+def _without_none(kind: Any) -> Any:
+    """X of `X | None`, None for any other type."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return members[0] if len(members) == 2 and members[1] is type(None) else None
 
 
 def _tagged(kind: Any) -> dict[str, type[msgspec.Struct]]:

@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 def page(request: Request[Any, Any, Any], items: Sequence[Any], limit: int) -> Response[Any]:
-    """A page of items with `id`, and the link to the next one if this one is full."""
+    """A page of items with `id`, and the link to the next one, under the same filters, if this one is full."""
     headers = {}
     if len(items) == limit:
-        query = urlencode({"limit": limit, "after": str(items[-1].id)})
+        kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("limit", "after")]
+        query = urlencode([*kept, ("limit", limit), ("after", str(items[-1].id))])
         headers["Link"] = f'<{request.url.path}?{query}>; rel="next"'
     return Response(list(items), headers=headers)

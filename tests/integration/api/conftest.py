@@ -128,7 +128,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def http(common_settings: CommonSettings, storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings)))
+    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings), webhook_key="test-key-" * 4))
     transport = httpx.ASGITransport(RequestContext(app), raise_app_exceptions=False)  # type: ignore[arg-type]
     async with open_services(app), httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client:
         yield client
