@@ -28,10 +28,10 @@ from fusion_engine.evaluate import perplexity
 from fusion_engine.export import export
 from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
-from fusion_engine.objective import next_token_loss
 from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
+from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint, make_deterministic
 from fusion_engine.sample import sample_job
@@ -110,7 +110,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         parameters=grown.parameters,
         rate_scales=grown.rate_scales,
         rows=data.training,
-        loss_of=next_token_loss,
+        loss_of=rehearsing_loss(run, base, grown, frozen_dtype, accelerator.device),
         measure=lambda model: _measure(model, data, accelerator),
         identity=_identity(run),
     )

@@ -1,35 +1,83 @@
 """Rehearsal without the base's training data: on rows that the base wrote, the model is held to the base's own softmax.
 
 The loss of such a row is KL(base || model) at every position, over the whole vocabulary. Nothing of the base's softmax
-is stored: at 65,537 ids and in 16 bits it takes 131 kB a token, 26 GB for a pool of 768 x 256. It is computed again for
-each row, with one forward pass of the base and a chunk of positions at a time (chunked_loss), and dropped. For a fifth
-of the rows that is about a fifteenth of the work of full fine-tuning.
+is stored: at 65,537 ids and 16 bits it takes 131 kB a token, 26 GB for a pool of 768 x 256. It is computed again for
+each row, by one forward pass of the base and then a chunk of positions at a time (chunked_loss), and dropped. A stored
+top-k is no replacement, since what is forgotten lies in the tail.
 
-The base that teaches needs no memory of its own where it is frozen: it is the grown model with the new blocks passed
-by. Where old weights learn too, a copy of them is kept, frozen, in the dtype of the forward pass: 3 GB for 1.5B
-parameters in bf16, beside some 38 GB of training state. Recomputing old weights from an update's history was not
-considered, and a stored top-k softmax is no replacement: its tail is what forgetting happens in.
+Every row's loss is a sum over its targets and the loop divides by the targets of the step, so that a share of the rows
+is the same share of the gradient.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusion_engine.batch import Batch
+from fusion_engine.chunked_loss import Head, chunked_cross_entropy, chunked_kl, head_of, last_hidden
+from fusion_engine.objective import LossFunction, next_token_loss
+
+# (the model that learns, forward inputs by name) -> (the base's last hidden states, the base's head)
+Teacher = Callable[[Any, dict[str, Tensor]], tuple[Tensor, Head]]
+
+
+def self_distillation_loss(teacher: Teacher) -> LossFunction:
+    """Cross entropy on the customer's rows and KL to `teacher` on those that were sampled from the base."""
+
+    def loss_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        rehearsed, own = batch.rehearsed.nonzero().flatten(), (~batch.rehearsed).nonzero().flatten()
+        if not len(rehearsed):
+            return next_token_loss(model, batch)
+        hidden, head = last_hidden(model, **batch.inputs), head_of(model)
+        with torch.no_grad():
+            wanted, teacher_head = teacher(model, {name: rows[rehearsed] for name, rows in batch.inputs.items()})
+        labels = batch.labels
+        loss, targets = chunked_kl(hidden[rehearsed], wanted, head, labels[rehearsed], teacher_head=teacher_head)
+        if len(own):
+            own_loss, own_targets = chunked_cross_entropy(hidden[own], head, labels[own])
+            loss, targets = loss + own_loss, targets + own_targets
+        return loss, targets
+
+    return loss_of
+
+
+def base_inside(without_new: Callable[[], AbstractContextManager[None]]) -> Teacher:
+    """The base within the model that learns: inside `without_new()` the model computes what the base computes."""
+
+    def teach(learner: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+        with without_new():
+            return last_hidden(learner, **inputs), head_of(learner)
+
+    return teach
+
+
+def base_beside(model: Any) -> Teacher:
+    """A frozen copy of the base, for where old weights learn too."""
+    model.eval().requires_grad_(False)
+
+    def teach(_: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+        return last_hidden(model, **inputs), head_of(model)
+
+    return teach
+
 
 class PassedBlocks:
-    """Blocks of a model that can be passed by: inside `passed()` each hands on the hidden states it gets."""
+    """Blocks of a model that can be passed by: inside `passed()` each hands on the hidden states that it gets.
 
-    def __init__(self, blocks: Sequence[torch.nn.Module]) -> None:
+    They stay in their places, because transformers finds each block's attention type by its number.
+    """
+
+    def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
         self._passing = False
         for block in blocks:
             self._wrap(block)
 
     def _wrap(self, block: torch.nn.Module) -> None:
         compute = block.forward
-        tuples = False  # Falcon-H1's blocks answer a tuple, the others a tensor
+        tuples = False  # Falcon-H1's blocks answer a tuple, the others a tensor; a model learns before it is taught
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal tuples
