@@ -3,12 +3,12 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from fusion_core.trainer_protocol import MANIFEST_FILE, FileEntry, Manifest
+from fusion_core.trainer_protocol import MANIFEST_FILE, FileEntry, Manifest, write_atomic
 
 
 def sync(path: Path) -> None:
@@ -60,3 +60,13 @@ def write_manifest(folder: Path) -> Manifest:
     manifest = build_manifest(folder)
     (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     return manifest
+
+
+def add_to_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Write small files into a complete folder, fsynced; the manifest with them, without hashing the others again."""
+    entries = {file.rel: file for file in manifest.files}
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+        entries[name] = FileEntry(rel=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    sync(folder)
+    return Manifest(files=tuple(entries[name] for name in sorted(entries)))

@@ -1,16 +1,13 @@
 """An attempt from top to bottom; a train job's: prepare, grow, train, export. Read this file first."""
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import (
     EngineRun,
-    Evaluation,
     ExportSaved,
     Finished,
     Grown,
@@ -24,7 +21,6 @@ from fusion_core.trainer_protocol import (
 
 from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
-from fusion_engine.evaluate import perplexity
 from fusion_engine.export import export
 from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
@@ -33,10 +29,12 @@ from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
-from fusion_engine.reproducibility import fingerprint, make_deterministic
+from fusion_engine.reproducibility import make_deterministic
 from fusion_engine.sample import sample_job
+from fusion_engine.summary import growth_summary, measure, training_summary
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import Trainable, load_grown
+from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, TrainingData, prepare_data
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
@@ -111,7 +109,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         rate_scales=grown.rate_scales,
         rows=data.training,
         loss_of=rehearsing_loss(run, base, grown, frozen_dtype, accelerator.device),
-        measure=lambda model: _measure(model, data, accelerator),
+        measure=lambda model: measure(model, data, accelerator),
         identity=_identity(run),
     )
     trainer = Trainer(run_dir, run, run.hyperparams, accelerator, reporter, subject, progress)
@@ -123,9 +121,10 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         manifest = export(base, run.growth_plan, _by_every_name(grown), folder)
+        manifest = add_curve(folder, manifest, progress)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))
     accelerator.wait_for_everyone()
-    return _summary(run, progress, accelerator)
+    return growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
 
 
 def _check_request(run: TrainRun) -> None:
@@ -145,11 +144,6 @@ def _read_checkpoint(run: TrainRun) -> CheckpointState | None:
 
 def _identity(run: TrainRun) -> str:
     return identity_of("train", run.growth_plan)
-
-
-def _measure(model: Any, data: TrainingData, accelerator: Accelerator) -> Evaluation:
-    value, tokens = perplexity(model, data.heldout, accelerator)
-    return Evaluation(step=0, turn=0, perplexity=value, tokens=tokens)
 
 
 def _grow(
@@ -183,21 +177,3 @@ def _by_every_name(grown: Trainable) -> Parameters:
     learned = {id(parameter) for parameter in grown.parameters.values()}
     named = grown.model.named_parameters(remove_duplicate=False)
     return {name: parameter for name, parameter in named if id(parameter) in learned}
-
-
-def _summary(run: TrainRun, progress: Progress, accelerator: Accelerator) -> dict[str, object]:
-    """The public result of the job."""
-    ends = [entry for entry in progress.evaluations if entry.turn_end]
-    curve = {f"turn_{entry.turn}" if entry.turn else "base": entry.perplexity for entry in ends}
-    plan = run.growth_plan
-    return {
-        "params_before": plan.params_before,
-        "params_after": plan.params_after,
-        "function_preservation": progress.function_preservation,
-        "perplexity_before": progress.evaluations[0].perplexity,
-        "perplexity_after": progress.evaluations[-1].perplexity,
-        "perplexity": curve,
-        "tokens": run.hyperparams.training_tokens,
-        "growth_plan": msgspec.to_builtins(plan),
-        "reproducibility": fingerprint(accelerator.device, run.hyperparams.seed, accelerator.num_processes),
-    }

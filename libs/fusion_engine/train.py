@@ -124,6 +124,7 @@ class Trainer:
             clipped = max(1.0, norm / hyperparams.max_grad_norm)
             update(self._optimizer, torch.tensor(targets * clipped, device=self._accelerator.device))
             progress.skipped_steps = 0
+            progress.record_loss(loss, hyperparams.total_steps)
             self._report(loss, rate, norm)
         self._optimizer.zero_grad()
         if not finite:

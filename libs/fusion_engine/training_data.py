@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import EngineRun
 
@@ -47,17 +48,17 @@ def prepare_data(
 ) -> TrainingData:
     """Tokenize and pack into `folder`; the main process writes and the others wait for it.
 
-    Raises RejectedError: validation_failed for a seq_len beyond the model's positions, dataset_too_short, and what
-    RowTokenizer.documents raises.
+    Raises RejectedError, on every rank: validation_failed for a seq_len beyond the model's positions,
+    dataset_too_short, and what RowTokenizer.documents raises.
     """
     check_seq_len(base.config, settings.seq_len)
+    fault: tuple[Any, ...] | None = None
     if accelerator.is_main_process:
-        tokenizer = load_tokenizer(base)
-        rows = RowTokenizer(tokenizer, eos_id(tokenizer, base.config), int(base.config["vocab_size"]))
-        folder.mkdir(exist_ok=True)
-        for name, documents in _sources(run, rows).items():
-            pack(documents, folder, name, settings.seq_len, join=keeps_documents_apart(base.config))
-    accelerator.wait_for_everyone()
+        try:
+            _write_rows(folder, run, base, settings.seq_len)
+        except RejectedError as error:
+            fault = (error.code, error.message, error.errors)
+    _raise_on_every_rank(fault, accelerator)
     train, heldout, rehearsal, pool, unseen = (PackedRows(folder, name, settings.seq_len) for name in _NAMES)
     _check_length(train, heldout)
     return TrainingData(
@@ -65,6 +66,28 @@ def prepare_data(
         heldout.spread(HELDOUT_TOKENS_LIMIT),
         unseen.spread(HELDOUT_TOKENS_LIMIT) if len(unseen) else None,
     )
+
+
+def _raise_on_every_rank(fault: tuple[Any, ...] | None, accelerator: Accelerator) -> None:
+    """The main process' fault: the others would wait for it for ever."""
+    box = [fault]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(box)
+    if box[0] is not None:
+        raise RejectedError(*box[0])
+
+
+def _write_rows(folder: Path, run: EngineRun, base: BaseFolder, seq_len: int) -> None:
+    rows = row_tokenizer(base)
+    folder.mkdir(exist_ok=True)
+    for name, documents in _sources(run, rows).items():
+        pack(documents, folder, name, seq_len, join=keeps_documents_apart(base.config))
+
+
+def row_tokenizer(base: BaseFolder) -> RowTokenizer:
+    """Encodes rows as `base` reads them. Raises RejectedError: base_model_incomplete or base_model_corrupt."""
+    tokenizer = load_tokenizer(base)
+    return RowTokenizer(tokenizer, eos_id(tokenizer, base.config), int(base.config["vocab_size"]))
 
 
 _NAMES = ("train", "heldout", "rehearsal", "pool", "pool-heldout")
