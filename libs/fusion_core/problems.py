@@ -27,6 +27,7 @@ _ALL = (
     Problem("upload_missing", 409, "The upload never came", "PUT the file to the presigned URL, then try again."),
     Problem("upload_consumed", 409, "The upload is part of a dataset", "Presign a new upload for a new dataset."),
     Problem("in_use", 409, "A job still uses it", "Wait for the job, or cancel it; then try again."),
+    Problem("not_stopped", 409, "The job has not stopped", "Stop it first; a job that has ended stays as it is."),
     Problem(
         "upload_incomplete", 409, "Parts of the upload are missing", "Send the missing parts, then complete it again."
     ),

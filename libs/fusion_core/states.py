@@ -5,6 +5,7 @@ and a test compares all three.
 """
 
 from enum import StrEnum
+from typing import NamedTuple
 
 STOPPED_EXPIRES_DAYS = 30
 CRASH_BUDGET = 3  # crashes in a row without a new checkpoint, after which the job fails
@@ -54,6 +55,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+PHASES = (None, "preparing", "diagnosing", "growing", "training", "checkpointing", "exporting")
 _RUNNING_STATUS = {
     None: Status.PROVISIONING,
     "preparing": Status.STAGING,
@@ -69,3 +71,25 @@ def public_status(state: str, phase: str | None, last_interruption: str | None) 
     if state == State.QUEUED and last_interruption is not None:
         return Status.PREEMPTED
     return Status(state)
+
+
+class StatusRows(NamedTuple):
+    """The rows that show one status: their state, the phases among which theirs is, and whether interrupted."""
+
+    state: State
+    phases: list[str]  # "" for none
+    interrupted: list[bool]
+
+
+def rows_of_status(status: Status) -> StatusRows:
+    """The inverse of `public_status`, for lists of jobs by status."""
+    shown = [
+        (state, phase or "", interruption is not None)
+        for state in State
+        for phase in PHASES
+        for interruption in (None, "lost")
+        if public_status(state, phase, interruption) == status
+    ]
+    states, phases, interrupted = (list(dict.fromkeys(column)) for column in zip(*shown, strict=True))
+    (state,) = states
+    return StatusRows(state, phases, interrupted)

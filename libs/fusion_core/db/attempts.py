@@ -10,7 +10,15 @@ from uuid import UUID
 
 import msgspec
 
-from fusion_core.db.endings import end_failed, frozen_estimate, obey_pending, record_event, requeue, write_ledger
+from fusion_core.db.endings import (
+    end_failed,
+    frozen_estimate,
+    obey_pending,
+    record_event,
+    requeue,
+    tokens_up_to,
+    write_ledger,
+)
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import SPEC_VERSION, read_customer_spec
@@ -272,7 +280,7 @@ async def complete_training(conn: Connection, attempt: Attempt, model: NewModel,
                 conn, **attempt.fence, output_model_id=model_id, result=result | cost
             )
             spec = read_customer_spec(job.type, job.spec)
-            await write_ledger(conn, job, estimate, spec.total_steps * spec.tokens_per_step)
+            await write_ledger(conn, job, estimate, tokens_up_to(job, spec.total_steps))
             await record_event(conn, job, "completed", {"output_model_id": str(model_id)} | cost)
             return JobRow.of(completed)
     except LeaseLostError:

@@ -53,6 +53,17 @@ async def write_ledger(conn: Connection, job: JobRow, bill: Estimate | None, tok
     )
 
 
+def tokens_up_to(job: JobRow, step: int) -> int:
+    """What training up to `step` is billed for: a job that went on from another's checkpoint trains only the rest."""
+    return max(0, step - job.start_step) * read_customer_spec(job.type, job.spec).tokens_per_step
+
+
+def owed_if_cancelled(job: JobRow) -> Estimate:
+    """Growth if it was done, and the tokens up to the last committed checkpoint, at the frozen prices."""
+    tokens = tokens_up_to(job, job.last_checkpoint_step)
+    return bill_cancelled(frozen_estimate(job), growth_done=job.grown_at is not None, tokens_committed=tokens)
+
+
 def frozen_estimate(job: JobRow) -> Estimate:
     return msgspec.convert(job.estimate, Estimate)
 
@@ -61,9 +72,7 @@ async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow
     """The rest of a cancellation: growth if it was done, and the tokens up to the last committed checkpoint."""
     error = None
     if job.price_version is not None:
-        tokens = job.last_checkpoint_step * read_customer_spec(job.type, job.spec).tokens_per_step
-        bill = bill_cancelled(frozen_estimate(job), growth_done=job.grown_at is not None, tokens_committed=tokens)
-        await write_ledger(conn, job, bill, tokens)
+        await write_ledger(conn, job, owed_if_cancelled(job), tokens_up_to(job, job.last_checkpoint_step))
     elif job.dataset_id is not None:
         error = {"code": "cancelled", "message": "The reading of this dataset was cancelled. Register it again."}
         await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)

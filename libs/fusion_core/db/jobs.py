@@ -1,5 +1,6 @@
 """The customer's side of a job: submit, cancel, stop, resume. Every call names the account."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import INTERNAL_TYPES, SPEC_VERSION, CustomerSpec, IngestSpec
 from fusion_core.money import Estimate
-from fusion_core.states import State
+from fusion_core.states import State, Status, rows_of_status
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     dataset_id: UUID | None = None
     base_model_id: UUID | None = None
     source_model_id: UUID | None = None
+    labels: Mapping[str, str] = {}
+    description: str | None = None
     idempotency_key: str | None = None
     request_sha256: bytes | None = None
     price_version: int | None = None
@@ -73,6 +76,8 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
             pool=new.pool,
             requirements=[],
             priority=0,
+            labels=dict(new.labels),
+            description=new.description,
         )
         if record is not None:
             if account is not None and account["spend_limit_microusd"] is not None:
@@ -124,7 +129,45 @@ async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UU
     return [JobRow.of(record) async for record in records]
 
 
-async def _lock(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """What jobs of a list have in common; None filters nothing, and every one of `labels` must be there.
+
+    `start_model_id` is what a job starts from: a base model, or a model of the account's own.
+    """
+
+    type: str | None = None
+    status: Status | None = None
+    start_model_id: UUID | None = None
+    dataset_id: UUID | None = None
+    labels: Mapping[str, str] = {}
+
+
+async def find_jobs(
+    conn: Connection, account_id: UUID, wanted: JobFilter, *, limit: int, after: UUID | None = None
+) -> list[JobRow]:
+    """`list_jobs` with a filter."""
+    rows = rows_of_status(wanted.status) if wanted.status is not None else None
+    async with conn.transaction():
+        # Which index serves depends on the filters that are given, so each call is planned for itself.
+        await conn.execute("set local plan_cache_mode = force_custom_plan")
+        records = queries.find_jobs(
+            conn,
+            account_id=account_id,
+            type=wanted.type,
+            state=rows.state if rows else None,
+            phases=rows.phases if rows else None,
+            interrupted=rows.interrupted if rows else None,
+            start_model_id=wanted.start_model_id,
+            dataset_id=wanted.dataset_id,
+            labels=[f"{account_id} {key} {value}" for key, value in wanted.labels.items()] or None,
+            limit=limit,
+            after=after,
+        )
+        return [JobRow.of(record) async for record in records]
+
+
+async def lock_own_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
+    """The job under its row's lock, until the transaction ends. None: no such job of this account."""
     record = await queries.lock_job(conn, job_id=job_id)
     if record is None or record["account_id"] != account_id or record["type"] in INTERNAL_TYPES:
         return None
@@ -134,7 +177,7 @@ async def _lock(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | No
 async def cancel_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
     """Legal in every state: a job that has ended is answered as it is. None: no such job of this account."""
     async with conn.transaction():
-        job = await _lock(conn, account_id, job_id)
+        job = await lock_own_job(conn, account_id, job_id)
         if job is None:
             return None
         if job.state in (State.QUEUED, State.STOPPED):
@@ -147,7 +190,7 @@ async def cancel_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow
 async def stop_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
     """Keep a checkpoint and let the machine go. Legal in every state, like cancel."""
     async with conn.transaction():
-        job = await _lock(conn, account_id, job_id)
+        job = await lock_own_job(conn, account_id, job_id)
         if job is None:
             return None
         if job.state == State.QUEUED:
@@ -161,7 +204,7 @@ async def stop_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow |
 async def resume_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:
     """stopped -> queued, from the newest checkpoint; a job in another state is answered as it is."""
     async with conn.transaction():
-        job = await _lock(conn, account_id, job_id)
+        job = await lock_own_job(conn, account_id, job_id)
         if job is None:
             return None
         if job.state == State.STOPPED:

@@ -56,6 +56,8 @@ async def ensure_sampled(
             pool=pool,
             requirements=[],
             priority=SAMPLE_PRIORITY,
+            labels={},
+            description=None,
         )
         if record is None:
             return None

@@ -23,6 +23,8 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     base_model_id: UUID | None
     source_model_id: UUID | None
     dataset_id: UUID | None
+    labels: dict[str, str]
+    description: str | None
     price_version: int | None
     estimate: dict[str, Any] | None
     pool: str
@@ -42,6 +44,8 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     event_seq: int
     attempt_events: int
     last_checkpoint_step: int
+    start_step: int
+    resumed_from: UUID | None
     grown_at: datetime | None
     output_model_id: UUID | None
     error: dict[str, Any] | None

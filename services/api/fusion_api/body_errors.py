@@ -22,8 +22,11 @@ async def check_body(request: Request[Any, Any, Any]) -> None:
     field = request.route_handler.parsed_data_field
     if field is None:
         return
+    raw = await request.body()
+    if not raw and field.is_optional:
+        return
     try:
-        body = msgspec.json.decode(await request.body())
+        body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as broken:
         raise ProblemError("malformed_body", str(broken)) from broken
     except RecursionError as broken:
@@ -53,6 +56,9 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
         if inner:
             yield from inner
             return
+    if get_origin(plain) is dict and isinstance(value, Mapping):
+        yield from _mapping_errors(kind, value, pointer)
+        return
     if isinstance(value, str) and any(character < " " or character == "\x7f" for character in value):
         yield FieldError(pointer, "contains a control character")
         return
@@ -69,6 +75,24 @@ def _without_none(kind: Any) -> Any:
     """X of `X | None`, None for any other type."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
     return members[0] if len(members) == 2 and members[1] is type(None) else None
+
+
+def _mapping_errors(kind: Any, value: Mapping[str, Any], pointer: str) -> Iterator[FieldError]:
+    """A bad name or value is named by its member; only what is wrong with the whole of it by itself."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    key_kind, value_kind = get_args(plain)
+    inner = []
+    for name, one in value.items():
+        at = f"{pointer}/{_escaped(name)}"
+        inner += [FieldError(at, f"its name: {error.detail}") for error in find_errors(key_kind, name, at)]
+        inner += find_errors(value_kind, one, at)
+    if inner:
+        yield from inner
+        return
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        yield FieldError(pointer, str(error))
 
 
 def _tagged(kind: Any) -> dict[str, type[msgspec.Struct]]:

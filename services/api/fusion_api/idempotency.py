@@ -45,6 +45,10 @@ class Once:
         self._sha256 = hashlib.sha256(body).digest()
         self.replayed = False
 
+    @property
+    def key(self) -> str | None:
+        return self._key
+
     async def find(self) -> UUID | None:
         """What this key made before, for requests whose checks no longer hold once they have been answered.
 

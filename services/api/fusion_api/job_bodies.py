@@ -9,10 +9,22 @@ from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyper
 IdempotencyKey = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
-class TrainBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="train"):
-    """Grow and train. `base_model_id` is a catalog model's id or that of one of the account's own models."""
+LabelKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+MAX_LABELS = 16
+
+
+class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """What every type takes. `labels` and `description` are the customer's own, and change nothing."""
 
     idempotency_key: IdempotencyKey
+    labels: Annotated[dict[LabelKey, LabelValue], msgspec.Meta(max_length=MAX_LABELS)] = {}
+    description: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)] | None = None
+
+
+class TrainBody(JobBody, frozen=True, kw_only=True, tag="train"):
+    """Grow and train. `base_model_id` is a catalog model's id or that of one of the account's own models."""
+
     base_model_id: UUID
     dataset_id: UUID
     hyperparams: Hyperparams = Hyperparams()
@@ -24,13 +36,10 @@ class FinetuneSettings(FinetuneHyperparams, frozen=True, kw_only=True, forbid_un
     source_model_id: UUID | None = None
 
 
-class FinetuneBody(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="finetune"
-):
+class FinetuneBody(JobBody, frozen=True, kw_only=True, tag="finetune"):
     """LoRA without a change of size. The model is named once: by `base_model_id`, or by `source_model_id` here or
     in the hyperparams."""
 
-    idempotency_key: IdempotencyKey
     dataset_id: UUID
     base_model_id: UUID | None = None
     source_model_id: UUID | None = None
@@ -43,12 +52,9 @@ class ContractSettings(ContractHyperparams, frozen=True, kw_only=True, forbid_un
     source_model_id: UUID
 
 
-class ContractBody(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="contract"
-):
+class ContractBody(JobBody, frozen=True, kw_only=True, tag="contract"):
     """Shrink a model of the account. Without a dataset it heals on text sampled from the model itself."""
 
-    idempotency_key: IdempotencyKey
     hyperparams: ContractSettings
     dataset_id: UUID | None = None
 

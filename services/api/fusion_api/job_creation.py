@@ -65,6 +65,8 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
         dataset_id=data.dataset_id,
         base_model_id=base.base_model_id,
         source_model_id=base.model_id,
+        labels=data.labels,
+        description=data.description,
         idempotency_key=data.idempotency_key,
         request_sha256=canonical_sha256(body),
         price_version=prices.version,

@@ -28,6 +28,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
 
 
+class ListedJob(Job, frozen=True, kw_only=True):
+    """A job of a list: the nine fields, and what lists are filtered by."""
+
+    base_model_id: UUID | None
+    source_model_id: UUID | None
+    dataset_id: UUID | None
+    labels: dict[str, str]
+    description: str | None
+
+
 class Progress(msgspec.Struct, frozen=True):
     """`step` is the last one reported; seconds_left is None until steps have been seen."""
 
@@ -44,19 +54,22 @@ class JobError(msgspec.Struct, frozen=True):
     errors: list[Any]
 
 
-class JobDetail(Job, frozen=True, kw_only=True):
-    """A job as GET shows it. A train job shows its base, whichever list it is from, as `base_model_id`."""
+class JobDetail(ListedJob, frozen=True, kw_only=True):
+    """A job as GET shows it. A train job shows its base, whichever list it is from, as `base_model_id`.
+
+    `resumed_from` is the stopped job from whose checkpoint, at `start_step`, this one went on.
+    """
 
     phase: str | None
     progress: Progress
-    base_model_id: UUID | None
-    source_model_id: UUID | None
-    dataset_id: UUID | None
     hyperparams: dict[str, Any]
     params_before: int
     params_after: int
     estimate: ShownEstimate
     cancel_requested: bool
+    stop_requested: bool
+    resumed_from: UUID | None
+    start_step: int
     error: JobError | None
 
 
@@ -74,25 +87,39 @@ def _nine(job: JobRow) -> dict[str, Any]:
     }
 
 
+def _listed(job: JobRow) -> dict[str, Any]:
+    return _nine(job) | {
+        "base_model_id": job.base_model_id or (job.source_model_id if job.type == "train" else None),
+        "source_model_id": job.source_model_id,
+        "dataset_id": job.dataset_id,
+        "labels": job.labels,
+        "description": job.description,
+    }
+
+
 def show_job(job: JobRow) -> Job:
     return Job(**_nine(job))
+
+
+def show_listed(job: JobRow) -> ListedJob:
+    return ListedJob(**_listed(job))
 
 
 def show_detail(job: JobRow, point: dict[str, Any] | None) -> JobDetail:
     """`point` is the job's newest metrics point."""
     spec = read_customer_spec(job.type, job.spec)
     return JobDetail(
-        **_nine(job),
+        **_listed(job),
         phase=job.phase,
         progress=_progress(job, spec, point),
-        base_model_id=job.base_model_id or (job.source_model_id if job.type == "train" else None),
-        source_model_id=job.source_model_id,
-        dataset_id=job.dataset_id,
         hyperparams=msgspec.to_builtins(spec.hyperparams),
         params_before=spec.params_before,
         params_after=spec.params_after,
         estimate=show_estimate(msgspec.convert(job.estimate, Estimate)),
         cancel_requested=job.cancel_requested_at is not None,
+        stop_requested=job.stop_requested_at is not None,
+        resumed_from=job.resumed_from,
+        start_step=job.start_step,
         error=msgspec.convert(job.error, JobError) if job.error is not None else None,
     )
 

@@ -1,24 +1,25 @@
-"""Jobs: create, list, look, cancel, and what training reports."""
+"""Jobs: create, list, look, and what training reports."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import msgspec
 import structlog
 from fusion_core.db import jobs
-from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, SpendLimitError
+from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, JobFilter, SpendLimitError
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
+from fusion_core.states import Status
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.base_models import FoundModel
-from fusion_api.idempotency import Once
-from fusion_api.job_bodies import CreateJob
+from fusion_api.job_bodies import MAX_LABELS, CreateJob
 from fusion_api.job_creation import canonical_sha256, resolve
-from fusion_api.job_views import Job, JobDetail, MetricsPage, show_detail, show_job
+from fusion_api.job_views import Job, JobDetail, ListedJob, MetricsPage, show_detail, show_job, show_listed
 from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import dollars
 from fusion_api.problem_details import FieldError, ProblemError, not_found
@@ -26,6 +27,8 @@ from fusion_api.services import Services
 
 log = structlog.get_logger()
 METRICS_PER_PAGE = 10_000
+JobType = Literal["train", "finetune", "contract"]
+Label = Annotated[str, msgspec.Meta(max_length=320, pattern="^[^=]{1,63}=")]
 
 
 @post("/jobs", guards=[needs("train")], status_code=201, summary="Create a job")
@@ -52,7 +55,7 @@ async def create_job(
     except InputGoneError as error:
         raise not_found(f"{error}: it was deleted meanwhile") from error
     except SpendLimitError as error:
-        raise _too_much(error) from error
+        raise too_much(error) from error
     except IdempotencyConflictError as error:
         raise _conflict("this idempotency_key was used with another body") from error
     if created:
@@ -70,7 +73,7 @@ async def _ensure_sampled(connection: Connection, services: Services, found: Fou
         )
 
 
-def _too_much(error: SpendLimitError) -> ProblemError:
+def too_much(error: SpendLimitError) -> ProblemError:
     cost, left = dollars(error.cost_microusd), dollars(error.left_microusd)
     return ProblemError(
         "spend_limit_reached", f"the job costs ${cost:.2f} and ${left:.2f} of this month's limit is left"
@@ -88,10 +91,27 @@ async def list_jobs(
     caller: NamedDependency[Caller],
     limit: Limit = 50,
     after: After = None,
-) -> Response[list[Job]]:
+    job_type: Annotated[JobType | None, QueryParameter(name="type")] = None,
+    status: Annotated[Status | None, QueryParameter()] = None,
+    base_model: Annotated[UUID | None, QueryParameter(description="what the job starts from, also your own")] = None,
+    dataset: Annotated[UUID | None, QueryParameter()] = None,
+    label: Annotated[
+        list[Label] | None, QueryParameter(max_items=MAX_LABELS, description="key=value; repeat it for jobs with all")
+    ] = None,
+) -> Response[list[ListedJob]]:
+    wanted = JobFilter(
+        type=job_type,
+        status=status,
+        start_model_id=base_model,
+        dataset_id=dataset,
+        labels=dict(one.split("=", 1) for one in label or ()),
+    )
     async with services.pool.acquire() as connection:
-        found = await jobs.list_jobs(connection, caller.account_id, limit=limit, after=after)
-    return page(request, [show_job(job) for job in found], limit)
+        if wanted == JobFilter():
+            found = await jobs.list_jobs(connection, caller.account_id, limit=limit, after=after)
+        else:
+            found = await jobs.find_jobs(connection, caller.account_id, wanted, limit=limit, after=after)
+    return page(request, [show_listed(job) for job in found], limit)
 
 
 async def own_job(services: Services, caller: Caller, job_id: UUID) -> JobRow:
@@ -103,7 +123,7 @@ async def own_job(services: Services, caller: Caller, job_id: UUID) -> JobRow:
     return job
 
 
-async def _detail(services: Services, job: JobRow) -> JobDetail:
+async def detail_of(services: Services, job: JobRow) -> JobDetail:
     row = await queries.latest_metric(services.pool, job_id=job.id)
     return show_detail(job, row["point"] if row is not None else None)
 
@@ -112,23 +132,7 @@ async def _detail(services: Services, job: JobRow) -> JobDetail:
 async def get_job(
     job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> JobDetail:
-    return await _detail(services, await own_job(services, caller, job_id))
-
-
-@post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")
-async def cancel_job(
-    job_id: FromPath[UUID],
-    once: NamedDependency[Once],
-    services: NamedDependency[Services],
-    caller: NamedDependency[Caller],
-) -> JobDetail:
-    """Legal in every state: a job that has ended is answered as it is."""
-    await once.allow()
-    async with services.pool.acquire() as connection:
-        job = await jobs.cancel_job(connection, caller.account_id, job_id)
-    if job is None:
-        raise not_found("job")
-    return await _detail(services, job)
+    return await detail_of(services, await own_job(services, caller, job_id))
 
 
 @get("/jobs/{job_id:uuid}/metrics", guards=[needs("read", "train")], summary="Metrics of a job")

@@ -13,7 +13,7 @@ from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, Claimer, NewModel
+from fusion_core.db.attempts import Attempt, Claimer, NewCheckpoint, NewModel
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.problems import PROBLEMS
 from fusion_core.settings import CommonSettings
@@ -83,14 +83,29 @@ class Customer:
         await self.complete(await self.claim(await self.submit(base)))
         return str((await self.send("GET", "/api/models")).json()[0]["id"])
 
-    async def claim(self, job_id: str) -> Attempt:
+    async def claim(self, job_id: str, epoch: int = 0) -> Attempt:
         """What a worker does first."""
         attempt_id = uuid4()
         async with self.pool.acquire() as conn:
             claimer = Claimer(worker_id=uuid4(), pool="h100x1")
-            job = await attempts.claim(conn, claimer, UUID(job_id), 0, attempt_id, 20)
+            job = await attempts.claim(conn, claimer, UUID(job_id), epoch, attempt_id, 20)
         assert job is not None
         return Attempt(job.id, job.lease_epoch, attempt_id)
+
+    async def checkpoint(self, attempt: Attempt, step: int) -> str:
+        """A committed checkpoint of 10 bytes; its id."""
+        prefix = f"jobs/{attempt.job_id}/{attempt.epoch}-{attempt.attempt_id}/checkpoints/{step:09d}"
+        manifest = Manifest((FileEntry("state", 10, "0" * 64),))
+        new = NewCheckpoint(step=step, turn_end=False, s3_prefix=prefix, manifest=manifest, format_version=1)
+        async with self.pool.acquire() as conn:
+            await attempts.commit_checkpoint(conn, attempt, new)
+        listed = (await self.send("GET", f"/api/jobs/{attempt.job_id}/checkpoints?limit=1")).json()
+        return str(listed[0]["id"])
+
+    async def obey(self, attempt: Attempt) -> None:
+        """What a worker does once its trainer has stopped as the customer asked."""
+        async with self.pool.acquire() as conn:
+            await attempts.obey(conn, attempt)
 
     async def complete(self, attempt: Attempt) -> None:
         """What a worker does last."""

@@ -1,7 +1,7 @@
 """The public status: one word for each state, phase and interruption."""
 
 import pytest
-from fusion_core.states import TERMINAL, TRANSITIONS, State, Status, public_status
+from fusion_core.states import PHASES, TERMINAL, TRANSITIONS, State, Status, public_status, rows_of_status
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,11 @@ def test_every_state_leads_to_an_end_and_no_end_leads_on() -> None:
         reached |= more
     assert reached == set(State)
     assert [pair for pair in TRANSITIONS if pair[0] in TERMINAL] == []
+
+
+@pytest.mark.parametrize("status", Status)
+def test_the_rows_of_a_status_are_those_that_show_it(status: Status) -> None:
+    rows = rows_of_status(status)
+    shown = {(State(state), phase or "", bool(lost)) for state in State for phase in PHASES for lost in (0, 1)
+             if public_status(state, phase, "lost" if lost else None) == status}  # fmt: skip
+    assert shown == {(rows.state, phase, lost) for phase in rows.phases for lost in rows.interrupted}

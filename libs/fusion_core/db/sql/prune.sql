@@ -5,7 +5,7 @@
 select
     j.state = 'running' and j.attempt_id = :attempt_id as live,
     array(
-        select s3_prefix from checkpoints where job_id = j.id and state = 'ok'
+        select s3_prefix from checkpoints where (job_id = j.id or stored_by = j.id) and state = 'ok'
         union all select s3_prefix from models where job_id = j.id and status = 'ready'
         union all select s.s3_key from shards s join datasets d on d.id = s.dataset_id
             where s.dataset_id = j.dataset_id and j.type = 'ingest' and d.status <> 'deleted'

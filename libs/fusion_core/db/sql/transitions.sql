@@ -1,14 +1,14 @@
 -- Every statement that changes a job's state. A worker's statements are fenced by state, lease epoch and attempt id:
 -- no row back means the lease is lost. The pairs after each name are compared with fusion_core.states by a test.
 
--- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority)^
+-- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority, labels, description)^
 -- new -> queued. No row: the account has used this idempotency key before, or the base is being sampled already.
 insert into jobs (
     account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id,
-    price_version, estimate, pool, requirements, priority
+    price_version, estimate, pool, requirements, priority, labels, description
 ) values (
     :account_id, :type, :idempotency_key, :request_sha256, :spec_version, :spec, :base_model_id, :source_model_id,
-    :dataset_id, :price_version, :estimate, :pool, :requirements, :priority
+    :dataset_id, :price_version, :estimate, :pool, :requirements, :priority, :labels, :description
 )
 on conflict do nothing
 returning *;

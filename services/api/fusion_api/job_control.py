@@ -1,0 +1,151 @@
+"""What a customer does to a job: cancel, stop, resume; and the checkpoints it can go on from.
+
+All three are legal in every state: where they can do nothing they answer the job as it is.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+from fusion_core.db import jobs
+from fusion_core.db.job_resumption import CheckpointGoneError, NotStoppedError, resume_from_checkpoint
+from fusion_core.db.jobs import InputGoneError, SpendLimitError
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from fusion_api.auth import Caller, needs
+from fusion_api.idempotency import Once
+from fusion_api.job_views import JobDetail
+from fusion_api.jobs import detail_of, own_job, too_much
+from fusion_api.paging import After, Limit, page
+from fusion_api.pricing import current_prices
+from fusion_api.problem_details import FieldError, ProblemError, not_found
+from fusion_api.services import Services
+from fusion_api.times import shown
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`checkpoint_id` None: the newest one."""
+
+    checkpoint_id: UUID | None = None
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` lost: its files cannot be read any more, and the job fell back to the one before it."""
+
+    id: UUID
+    step: int
+    turn_end: bool
+    bytes: int
+    status: Literal["ok", "lost"]
+    created_at: datetime
+
+
+@post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")
+async def cancel_job(
+    job_id: FromPath[UUID],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+) -> JobDetail:
+    """A job that has ended is answered as it is; a running one stops after its current step."""
+
+    async def cancel(connection: Connection) -> UUID:
+        return _own(await jobs.cancel_job(connection, caller.account_id, job_id)).id
+
+    return await _after(services, caller, await once.make(cancel), job_id)
+
+
+@post("/jobs/{job_id:uuid}/stop", guards=[needs("train")], status_code=200, summary="Stop a job, keeping a checkpoint")
+async def stop_job(
+    job_id: FromPath[UUID],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+) -> JobDetail:
+    """A running job saves a checkpoint and lets its machine go; it waits 30 days to be resumed or cancelled."""
+
+    async def stop(connection: Connection) -> UUID:
+        return _own(await jobs.stop_job(connection, caller.account_id, job_id)).id
+
+    return await _after(services, caller, await once.make(stop), job_id)
+
+
+@post("/jobs/{job_id:uuid}/resume", guards=[needs("train")], status_code=200, summary="Resume a stopped job")
+async def resume_job(
+    request: Request[Any, Any, Any],
+    job_id: FromPath[UUID],
+    once: NamedDependency[Once],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    data: JSONBody[ResumeRequest | None] = None,
+) -> Response[JobDetail]:
+    """From the newest checkpoint the job itself goes on, with 200; from an older one a new job does, with 201."""
+    checkpoint_id = data.checkpoint_id if data is not None else None
+
+    async def resume(connection: Connection) -> UUID:
+        if checkpoint_id is None:
+            return _own(await jobs.resume_job(connection, caller.account_id, job_id)).id
+        return await _resume_from(connection, caller, job_id, checkpoint_id, once.key)
+
+    job = await _after(services, caller, await once.make(resume), job_id)
+    return Response(job, status_code=200 if job.id == job_id or once.replayed else 201)
+
+
+async def _resume_from(
+    connection: Connection, caller: Caller, job_id: UUID, checkpoint_id: UUID, key: str | None
+) -> UUID:
+    """Without an Idempotency-Key one checkpoint makes one job, however often the request is sent."""
+    key = f"resume-{key or checkpoint_id}"
+    prices = await current_prices(connection)
+    try:
+        resumed = await resume_from_checkpoint(connection, caller.account_id, job_id, checkpoint_id, prices, key)
+    except NotStoppedError as error:
+        raise ProblemError("not_stopped", f"the job is {error}") from error
+    except CheckpointGoneError as error:
+        what = "checkpoint of this job that can be read"
+        raise ProblemError("not_found", f"no such {what}", [FieldError("/checkpoint_id", f"no such {what}")]) from error
+    except InputGoneError as error:
+        raise not_found(f"{error}: it was deleted meanwhile") from error
+    except SpendLimitError as error:
+        raise too_much(error) from error
+    return _own(resumed.job if resumed is not None else None).id
+
+
+def _own(job: JobRow | None) -> JobRow:
+    if job is None:
+        raise not_found("job")
+    return job
+
+
+async def _after(services: Services, caller: Caller, made: UUID | None, job_id: UUID) -> JobDetail:
+    return await detail_of(services, await own_job(services, caller, made or job_id))
+
+
+@get("/jobs/{job_id:uuid}/checkpoints", guards=[needs("read", "train")], summary="Checkpoints of a job, newest first")
+async def list_checkpoints(
+    request: Request[Any, Any, Any],
+    job_id: FromPath[UUID],
+    services: NamedDependency[Services],
+    caller: NamedDependency[Caller],
+    limit: Limit = 50,
+    after: After = None,
+) -> Response[list[Checkpoint]]:
+    await own_job(services, caller, job_id)
+    rows = queries.list_checkpoints(services.pool, job_id=job_id, after=after, limit=limit)
+    found = [
+        Checkpoint(
+            id=row["id"],
+            step=row["step"],
+            turn_end=row["turn_end"],
+            bytes=row["bytes"],
+            status=row["state"],
+            created_at=shown(row["created_at"]),
+        )
+        async for row in rows
+    ]
+    return page(request, found, limit)
