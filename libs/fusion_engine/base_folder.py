@@ -16,6 +16,7 @@ from fusion_engine.outcomes import RejectedError
 from fusion_engine.safetensors_stream import TORCH_DTYPES, DamagedFileError, StoredTensor, read_header
 
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
+_PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 Fault = dict[str, object]
 
 
@@ -50,19 +51,35 @@ def open_base(path: Path, plan: GrowthPlan | None = None) -> BaseFolder:
 
 
 def load_tokenizer(base: BaseFolder) -> Any:
-    """The base's own tokenizer.
+    """The base's own tokenizer; code that comes with it is never run.
+
+    Special tokens beyond the embedding are let pass, because published models have some that no text holds (Gemma 3's
+    image token in its text-only sizes); a row that does hold one is refused when it is tokenized.
 
     Raises RejectedError: base_model_incomplete where there is none, base_model_corrupt where its ids do not fit.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _rejected("base_model_incomplete", [{"file": "tokenizer.json", "detail": str(error)}]) from error
-    vocabulary = int(base.config["vocab_size"])
-    if tokenizer.vocab_size > vocabulary:
-        detail = f"it has {tokenizer.vocab_size} entries, the model's embeddings {vocabulary}"
+        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+        ids = tokenizer.get_vocab()
+    except Exception as error:  # the tokenizers library raises plain Exception for a bad file
+        code = "base_model_corrupt" if has_tokenizer(base.path) else "base_model_incomplete"
+        detail = f"{type(error).__name__}: {error}"
+        raise _rejected(code, [{"file": "tokenizer.json", "detail": detail}]) from error
+    vocabulary = read_shape(base.config).vocab
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    beyond = sorted((number, token) for token, number in ids.items() if number >= vocabulary and token not in special)
+    if beyond:
+        detail = (
+            f"{len(beyond)} of its tokens have no row in the model's embedding, which has {vocabulary}; the first is"
+            f" {beyond[0][1]!r} with id {beyond[0][0]}"
+        )
         raise _rejected("base_model_corrupt", [{"file": "tokenizer.json", "detail": detail}])
     return tokenizer
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether there is anything to load a tokenizer from; a stand-alone growth does without."""
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
@@ -73,7 +90,12 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     family = FAMILIES[read_shape(read_config(folder)).family]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", attn_implementation=family.attention, local_files_only=True
+        folder,
+        dtype=dtype or "auto",
+        attn_implementation=family.attention,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
 
 
@@ -115,6 +137,7 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
         {"file": name, "detail": "the file is missing"} for name in names if not (path / name).is_file()
     ]
     if missing:
+        _refuse_pickled(path)
         raise _rejected("base_model_incomplete", missing)
     tensors: dict[str, StoredTensor] = {}
     damaged: list[Fault] = []
@@ -126,6 +149,16 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
     if damaged:
         raise _rejected("base_model_corrupt", damaged)
     return tensors
+
+
+def _refuse_pickled(path: Path) -> None:
+    """Raises RejectedError base_model_corrupt where the weights are there, but pickled."""
+    detail = "is pickled, which could run code when it is loaded; convert the model to safetensors"
+    pickled: list[Fault] = [
+        {"file": file.name, "detail": detail} for file in sorted(path.iterdir()) if file.suffix in _PICKLED
+    ]
+    if pickled:
+        raise _rejected("base_model_corrupt", pickled)
 
 
 def _compare_with_architecture(path: Path, tensors: dict[str, StoredTensor]) -> None:

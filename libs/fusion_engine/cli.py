@@ -12,15 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusion_engine.commands import attempt, inspect, plan
+from fusion_engine.commands import attempt, grow, inspect, plan
 from fusion_engine.outcomes import RejectedError
 
 BAD_INPUT_EXIT, DISK_FULL_EXIT, INTERRUPTED_EXIT = 2, 28, 130
-_COMMANDS = (inspect, plan)
+_COMMANDS = (inspect, plan, grow)
 _EPILOG = """\
 examples:
   fusion-engine inspect ./Llama-3.2-1B                      what the model is and what can be grown
   fusion-engine plan ./Llama-3.2-1B --growth-factor 1.3     exact sizes, without reading any weights
+  fusion-engine grow ./Llama-3.2-1B ./grown                 a larger model that computes the same
 
 `python -m fusion_engine RUN_DIR` works off one attempt of a worker (docs/trainer-protocol.md).
 """
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = Path(error.filename or getattr(parsed, "destination", ".")).absolute()
         # The worker looks for this prefix: another one may have the space.
-        _complain(f"disk_full: writing {place} failed, {_free_bytes(place)} bytes are free")
+        _complain(f"disk_full: writing {place} failed, {_free_bytes(place)} bytes are free: {error.strerror}")
         return DISK_FULL_EXIT
     except KeyboardInterrupt:
         _complain("interrupted")

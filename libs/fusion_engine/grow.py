@@ -23,7 +23,15 @@ from fusion_engine.finite_tensor import FiniteTensor
 from fusion_engine.joined_tensors import CopiedRows, JoinedTensor
 from fusion_engine.model_config import CONFIG_FILE
 from fusion_engine.outcomes import RejectedError
-from fusion_engine.safetensors_stream import DamagedFileError, StoredTensor, TensorSource, ZeroTensor, write_model
+from fusion_engine.safetensors_stream import (
+    SHARD_BYTES,
+    DamagedFileError,
+    StoredTensor,
+    TensorSource,
+    Wrote,
+    ZeroTensor,
+    write_model,
+)
 
 # Everything beside the weights that loading and generating need; anything else in a base folder stays behind.
 COMPANION_FILES = (
@@ -36,18 +44,28 @@ COMPANION_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # what most licences want to be passed on
 
 
-def grow(base: BaseFolder, plan: GrowthPlan, folder: Path) -> None:
+def grow(
+    base: BaseFolder,
+    plan: GrowthPlan,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    wrote: Wrote | None = None,
+) -> None:
     """Write the grown model to `folder`, a slice at a time; the base is only read.
 
-    Raises RejectedError base_model_corrupt for weights that are not finite or end early.
+    Raises RejectedError base_model_corrupt for weights that are not finite or end early, and OSError, such as ENOSPC
+    for a full disk; `folder` is complete or absent.
     """
     failpoints.hit("growth.before")
     with complete_or_absent(folder) as partial:
         try:
-            write_model(partial, grown_tensors(base, plan))
+            write_model(partial, grown_tensors(base, plan), shard_bytes, wrote)
         except DamagedFileError as error:
             raise RejectedError("base_model_corrupt", f"{error}. Import an intact copy of the model again.") from error
         write_config(partial, grown_config(base, plan))
@@ -64,7 +82,7 @@ def grown_tensors(base: BaseFolder, plan: GrowthPlan) -> Mapping[str, TensorSour
     """Where each tensor of the grown model comes from."""
     family = base.family
     tensors: dict[str, TensorSource] = {}
-    blocks: dict[int, dict[str, StoredTensor]] = {}
+    blocks: dict[int, dict[str, FiniteTensor]] = {}
     for name, tensor in base.tensors.items():
         place = family.split(name)
         if place is None:
@@ -74,12 +92,13 @@ def grown_tensors(base: BaseFolder, plan: GrowthPlan) -> Mapping[str, TensorSour
     for number, (source, new) in enumerate(plan.layout()):
         rows = _copied_channels(plan, source)
         for inner, tensor in blocks[source].items():
-            silenced = new and family.writes_residual(inner)
-            tensors[family.join(number, inner)] = (
-                ZeroTensor(tensor.dtype, tensor.shape)
-                if silenced
-                else _widened(tensor, family.ffn_channels_dim(inner), rows)
-            )
+            name = family.join(number, inner)
+            if not new:
+                tensors[name] = _widened(tensor, family.ffn_channels_dim(inner), rows)
+            elif family.writes_residual(inner):
+                tensors[name] = ZeroTensor(tensor.dtype, tensor.shape)
+            else:
+                tensors[name] = tensor.unchecked  # its original, which is always there too, is looked at
     return tensors
 
 
@@ -126,7 +145,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy the tokenizer's and the generation's files, as far as they exist."""
-    for name in COMPANION_FILES:
+    """Copy the files of tokenizer, generation and licence, as far as they exist."""
+    licences = (path.name for pattern in _LICENCES for path in source.glob(pattern))
+    for name in (*COMPANION_FILES, *licences):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -4,10 +4,12 @@ The format (https://github.com/huggingface/safetensors#format): eight bytes of h
 header of {name: {dtype, shape, data_offsets}}; then the raw data, without gaps.
 """
 
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +32,9 @@ class DamagedFileError(ValueError):
     """The file is not whole, well-formed safetensors of finite numbers; the message says where it goes wrong."""
 
 
+Wrote = Callable[[int], object]  # told of every so many bytes of tensors written
+
+
 class TensorSource(Protocol):
     """Something that can be written as one tensor: its dtype by its safetensors name, its shape, its raw bytes."""
 
@@ -42,6 +47,10 @@ class TensorSource(Protocol):
 
 def byte_size(source: TensorSource) -> int:
     return math.prod(source.shape) * _ITEM_BYTES[source.dtype]
+
+
+def total_bytes(tensors: Mapping[str, TensorSource]) -> int:
+    return sum(byte_size(source) for source in tensors.values())
 
 
 @dataclass(frozen=True)
@@ -96,10 +105,9 @@ class MemoryTensor:
         return tuple(self.tensor.shape)
 
     def chunks(self) -> Iterator[bytes]:
-        tensor = self.tensor.detach()
-        if self.dtype in TORCH_DTYPES:
-            tensor = tensor.to(TORCH_DTYPES[self.dtype])
-        yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        dtype = TORCH_DTYPES.get(self.dtype, self.tensor.dtype)
+        for piece in torch.split(self.tensor.detach().reshape(-1), _CHUNK_BYTES // _ITEM_BYTES[self.dtype]):
+            yield piece.to("cpu", dtype).view(torch.uint8).numpy().tobytes()
 
 
 class _Entry(msgspec.Struct):
@@ -123,12 +131,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         tensors = msgspec.convert(entries, dict[str, _Entry])
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"the header is not readable: {error}") from error
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         start, stop = entry.data_offsets
-        if entry.dtype not in _ITEM_BYTES or start != end or stop - start != _size(entry):
+        known = entry.dtype in _ITEM_BYTES and min(entry.shape, default=0) >= 0
+        if not known or start != end or stop - start != _size(entry):
             raise DamagedFileError(f"tensor {name}: {entry.dtype} {entry.shape} does not fit bytes {start} to {stop}")
         end = stop
     if 8 + header_size + end != size:
@@ -143,7 +152,7 @@ def _size(entry: _Entry) -> int:
     return math.prod(entry.shape) * _ITEM_BYTES[entry.dtype]
 
 
-def write_file(path: Path, tensors: Mapping[str, TensorSource]) -> None:
+def write_file(path: Path, tensors: Mapping[str, TensorSource], wrote: Wrote | None = None) -> None:
     """Write one safetensors file and fsync it. Equal tensors give equal bytes, in whatever order they come."""
     ordered = _file_order(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -161,15 +170,24 @@ def write_file(path: Path, tensors: Mapping[str, TensorSource]) -> None:
         for name in ordered:
             for chunk in tensors[name].chunks():
                 file.write(chunk)
+                if wrote is not None:
+                    wrote(len(chunk))
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_model(folder: Path, tensors: Mapping[str, TensorSource], shard_bytes: int = SHARD_BYTES) -> None:
+def write_model(
+    folder: Path, tensors: Mapping[str, TensorSource], shard_bytes: int = SHARD_BYTES, wrote: Wrote | None = None
+) -> None:
     """Write a model's tensors as Hugging Face lays them out: one file, or shards of at most `shard_bytes` and an index.
 
-    A tensor larger than a shard gets one of its own.
+    A tensor larger than a shard gets one of its own. Raises OSError with ENOSPC, before anything is written, when the
+    disk has no room for all of it.
     """
+    total = total_bytes(tensors)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise OSError(errno.ENOSPC, f"the model takes {total} bytes and {free} are free", str(folder))
     shards: list[dict[str, TensorSource]] = [{}]
     used = 0
     for name in _file_order(tensors):
@@ -180,14 +198,13 @@ def write_model(folder: Path, tensors: Mapping[str, TensorSource], shard_bytes: 
         shards[-1][name] = tensors[name]
         used += size
     if len(shards) == 1:
-        write_file(folder / "model.safetensors", shards[0])
+        write_file(folder / "model.safetensors", shards[0], wrote)
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         filename = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / filename, shard)
+        write_file(folder / filename, shard, wrote)
         weight_map.update(dict.fromkeys(shard, filename))
-    total = sum(byte_size(source) for source in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fusion_core.growth_plan import GrowthPlan, plan_growth
+from fusion_core.growth_plan import Axis, GrowthPlan, plan_growth
 from fusion_engine.cli import main
 from msgspec.json import decode
+from transformers import AutoModelForCausalLM
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -68,6 +69,37 @@ def test_arguments_that_cannot_be_parsed(words: list[str], capsys: pytest.Captur
         main(words)
     assert caught.value.code == 2
     assert "usage: fusion-engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("axis", ["depth", "width"])
+def test_grow_writes_a_model_that_computes_the_same(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], axis: Axis
+) -> None:
+    text = printed(capsys, "grow", str(tiny_base), str(tmp_path / "grown"), "--axis", axis, "--growth-factor", "1.4")
+    assert "checked     max |logit difference| 0.0 on 4 prompts" in text
+    assert f"written     {tmp_path / 'grown'}" in text
+    config = json.loads((tiny_base / "config.json").read_text())
+    plan = plan_growth(config, axis=axis, growth_factor=1.4)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", local_files_only=True)
+    assert model.num_parameters() == plan.params_after
+    card = (tmp_path / "grown" / "README.md").read_text()
+    assert f"grown is tiny, grown in {axis}" in card
+    assert "| function_preservation | 0 |" in card
+
+
+def test_grow_overwrites_nothing(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["grow", str(tiny_base), str(tmp_path)]) == 2
+    assert "exists; name a folder that does not [validation_failed]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_fails_the_check_is_removed(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fusion_engine.families.Family.writes_residual", lambda *_: False)
+    assert main(["grow", str(tiny_base), str(tmp_path / "grown")]) == 2
+    assert "[growth_not_preserving]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_planning_imports_no_torch(tiny_base: Path) -> None:
