@@ -64,6 +64,7 @@ _ALL = (
     Problem("base_model_corrupt", None, "Files of the base model are damaged", "Import an intact copy again."),
     Problem("growth_not_preserving", None, "Growth changed the model's output", "Report it: nothing was trained."),
     Problem("nonfinite_loss", None, "The loss is not a finite number", "Lower lr, or look at the data."),
+    Problem("out_of_memory", None, "One row does not fit into memory", "Lower seq_len or growth_factor."),
     Problem("retry_budget_spent", None, "The job crashed again and again", "See 'errors' for the last crash."),
     Problem(
         "disk_full", None, "The worker's disk is full", "Retried elsewhere; operators: enlarge the scratch volume."

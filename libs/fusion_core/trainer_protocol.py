@@ -26,6 +26,7 @@ CHECKPOINT_FORMAT_VERSION = 2
 RUN_FILE, EVENTS_FILE, CONTROL_FILE, MANIFEST_FILE = "run.json", "events.jsonl", "control.json", "manifest.json"
 
 StopReason = Literal["drain", "cancel", "stop"]
+NoticeCode = Literal["micro_batch_halved", "activation_checkpointing", "rolled_back"]
 Phase = Literal["preparing", "diagnosing", "growing", "training", "checkpointing", "exporting"]
 
 
@@ -161,7 +162,7 @@ class Diagnosed(msgspec.Struct, frozen=True, kw_only=True, tag="diagnosed", tag_
 class Notice(msgspec.Struct, frozen=True, kw_only=True, tag="notice", tag_field="type"):
     """Something the customer should know that did not stop the run, such as a micro-batch halved for memory."""
 
-    code: str
+    code: NoticeCode
     message: str
 
 

@@ -5,10 +5,13 @@
     state.json              progress, random states of every rank, and what the checkpoint belongs to
     manifest.json           written last: sizes and SHA-256 of the others
 
-The learning rate and the data order are functions of the step, so they need no state of their own.
+The learning rate and the data order are functions of the step, so they need no state of their own. The tensors are
+whole whatever the number of processes: sharded ones are gathered before they come here.
 """
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.safetensors_stream import MemoryTensor, write_file
 
 TRAINED_FILE, OPTIMIZER_FILE, STATE_FILE = "trained.safetensors", "optimizer.safetensors", "state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 Parameters = dict[str, torch.nn.Parameter]
 
 
@@ -43,25 +46,39 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     random_states: tuple[dict[str, Any], ...]  # one for each rank
 
 
+@dataclass(frozen=True)
+class TrainedTensors:
+    """What training changes: parameters by name, and the optimizer's moments by <parameter>.<moment>.
+
+    There are no moments before the first update.
+    """
+
+    parameters: Mapping[str, torch.Tensor]
+    moments: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, parameters: Parameters, optimizer: torch.optim.Optimizer) -> "TrainedTensors":
+        """Those in use, not copies."""
+        moments = {
+            f"{name}.{key}": optimizer.state[parameter][key]
+            for name, parameter in parameters.items()
+            for key in MOMENTS
+            if parameter in optimizer.state
+        }
+        return cls({name: parameter.data for name, parameter in parameters.items()}, moments)
+
+
 def identity_of(*parts: object) -> str:
     """The SHA-256 of what decides the shape of the work: its kind, its plan, its own hyperparameters."""
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def save_checkpoint(
-    folder: Path, state: CheckpointState, parameters: Parameters, optimizer: torch.optim.Optimizer
-) -> Manifest:
+def write_checkpoint(folder: Path, state: CheckpointState, tensors: TrainedTensors) -> Manifest:
     """Write the checkpoint to `folder`, which appears only when it is whole and on disk."""
     failpoints.hit("checkpoint_file.before")
-    moments = {
-        f"{name}.{key}": MemoryTensor.of(optimizer.state[parameter][key])
-        for name, parameter in parameters.items()
-        for key in _MOMENTS
-        if parameter in optimizer.state
-    }
     with complete_or_absent(folder) as partial:
-        write_file(partial / TRAINED_FILE, {name: MemoryTensor.of(p.data) for name, p in parameters.items()})
-        write_file(partial / OPTIMIZER_FILE, moments)
+        for name, content in ((TRAINED_FILE, tensors.parameters), (OPTIMIZER_FILE, tensors.moments)):
+            write_file(partial / name, {key: MemoryTensor.of(tensor) for key, tensor in content.items()})
         (partial / STATE_FILE).write_bytes(msgspec.json.encode(state))
         manifest = write_manifest(partial)
     failpoints.hit("checkpoint_file.after")
@@ -69,11 +86,15 @@ def save_checkpoint(
 
 
 def read_state(folder: Path, identity: str, hyperparams: Hyperparams, world_size: int) -> CheckpointState:
-    """Read state.json. Raises CheckpointError if it is unreadable or belongs to another job or another world size."""
+    """state.json of the checkpoint in `folder`.
+
+    Raises CheckpointError if it is unreadable or belongs to another job or another number of processes.
+    """
+    path = folder / STATE_FILE
     try:
-        state = msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=CheckpointState)
+        state = msgspec.json.decode(path.read_bytes(), type=CheckpointState)
     except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{folder / STATE_FILE}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     found = (state.format_version, state.identity, state.hyperparams, state.world_size)
     wanted = (CHECKPOINT_FORMAT_VERSION, identity, hyperparams, world_size)
     if found != wanted:
@@ -81,24 +102,19 @@ def read_state(folder: Path, identity: str, hyperparams: Hyperparams, world_size
     return state
 
 
-def load_parameters(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
-    """Load parameters and moments in place. Raises CheckpointError unless names and shapes are exactly the expected."""
-    trained = load_file(folder / TRAINED_FILE)
-    moments = load_file(folder / OPTIMIZER_FILE)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+def read_tensors(folder: Path, shapes: Mapping[str, torch.Size]) -> TrainedTensors:
+    """The tensors of a checkpoint. Raises CheckpointError unless names and shapes are exactly the expected."""
+    trained, moments = load_file(folder / TRAINED_FILE), load_file(folder / OPTIMIZER_FILE)
     _require_equal(folder / TRAINED_FILE, {name: tensor.shape for name, tensor in trained.items()}, shapes)
-    moment_shapes = {
-        f"{name}.{key}": torch.Size() if key == "step" else shape for name, shape in shapes.items() for key in _MOMENTS
+    expected = {
+        f"{name}.{key}": torch.Size() if key == "step" else shape for name, shape in shapes.items() for key in MOMENTS
     }
     if moments:  # absent when every step so far was skipped
-        _require_equal(folder / OPTIMIZER_FILE, {name: tensor.shape for name, tensor in moments.items()}, moment_shapes)
-    for name, parameter in parameters.items():
-        parameter.data.copy_(trained[name])
-        if moments:
-            optimizer.state[parameter] = {key: moments[f"{name}.{key}"].to(parameter.device) for key in _MOMENTS}
+        _require_equal(folder / OPTIMIZER_FILE, {name: tensor.shape for name, tensor in moments.items()}, expected)
+    return TrainedTensors(trained, moments)
 
 
-def _require_equal(path: Path, found: dict[str, torch.Size], wanted: dict[str, torch.Size]) -> None:
+def _require_equal(path: Path, found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size]) -> None:
     if found != wanted:
         differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise CheckpointError(f"{path} does not fit the model: {', '.join(differing[:5])}")

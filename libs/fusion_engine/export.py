@@ -3,29 +3,38 @@
 Nothing that differs between equal runs enters it: no time, no job, no attempt.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fusion_core import failpoints
 from fusion_core.growth_plan import GrowthPlan
 from fusion_core.trainer_protocol import Manifest
+from torch import Tensor
 
 from fusion_engine.base_folder import BaseFolder
-from fusion_engine.checkpoint import Parameters
 from fusion_engine.files import build_manifest, complete_or_absent
 from fusion_engine.grow import copy_companions, grown_config, grown_tensors, write_config
-from fusion_engine.safetensors_stream import MemoryTensor, write_model
+from fusion_engine.safetensors_stream import MemoryTensor, TensorSource, write_model
 
 
-def export(base: BaseFolder, plan: GrowthPlan, parameters: Parameters, folder: Path) -> Manifest:
-    """Write the model to `folder`, each tensor in the dtype that the base has for it, frozen ones byte for byte."""
-    failpoints.hit("export.before")
+def export(base: BaseFolder, plan: GrowthPlan, parameters: Mapping[str, Tensor], folder: Path) -> Manifest:
+    """Write the grown model to `folder`, each tensor in the dtype that the base has for it, frozen ones as they are."""
     tensors = dict(grown_tensors(base, plan))
     for name, parameter in parameters.items():
         if name in tensors:  # a tied head has a name of its own only where the base stores it twice
             tensors[name] = MemoryTensor(parameter.data, tensors[name].dtype)
+    return write_export(base, tensors, grown_config(base, plan), folder)
+
+
+def write_export(
+    base: BaseFolder, tensors: Mapping[str, TensorSource], config: Mapping[str, Any], folder: Path
+) -> Manifest:
+    """Write a model with the base's companions, such as its tokenizer; `folder` is complete or absent."""
+    failpoints.hit("export.before")
     with complete_or_absent(folder) as partial:
         write_model(partial, tensors)
-        write_config(partial, grown_config(base, plan))
+        write_config(partial, dict(config))
         copy_companions(base.path, partial)
         manifest = build_manifest(partial)
     failpoints.hit("export.after")

@@ -9,6 +9,7 @@ from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import (
     EngineRun,
     ExportSaved,
+    FinetuneRun,
     Finished,
     Grown,
     Outcome,
@@ -22,6 +23,7 @@ from fusion_core.trainer_protocol import (
 from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
 from fusion_engine.export import export
+from fusion_engine.finetune import finetune_job
 from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
 from fusion_engine.outcomes import RejectedError, StoppedError
@@ -38,6 +40,7 @@ from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, TrainingData, prepare_data
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
+_EngineJob = TrainRun | FinetuneRun | SampleRun
 
 
 def execute(run_dir: Path) -> Outcome:
@@ -46,7 +49,7 @@ def execute(run_dir: Path) -> Outcome:
     Raises what no outcome describes: the attempt has then crashed and may be tried again from its last checkpoint.
     """
     run = read_run(run_dir)
-    if not isinstance(run, TrainRun | SampleRun):
+    if not isinstance(run, TrainRun | FinetuneRun | SampleRun):
         raise ValueError(f"{run_dir / 'run.json'} is not a job of the engine; `python -m fusion_data` does ingests")
     accelerator = start_accelerator(run, _process_settings(run))
     reporter = Reporter(run_dir, accelerator)
@@ -59,10 +62,12 @@ def execute(run_dir: Path) -> Outcome:
     return outcome
 
 
-def _outcome(run_dir: Path, run: TrainRun | SampleRun, accelerator: Accelerator, reporter: Reporter) -> Outcome:
+def _outcome(run_dir: Path, run: _EngineJob, accelerator: Accelerator, reporter: Reporter) -> Outcome:
     try:
         if isinstance(run, SampleRun):
             return Finished(result=sample_job(run_dir, run, accelerator, reporter))
+        if isinstance(run, FinetuneRun):
+            return Finished(result=finetune_job(run_dir, run, accelerator, reporter))
         return Finished(result=_train_job(run_dir, run, accelerator, reporter))
     except StoppedError as stop:
         return Stopped(step=stop.step, reason=stop.reason)
@@ -70,10 +75,10 @@ def _outcome(run_dir: Path, run: TrainRun | SampleRun, accelerator: Accelerator,
         return Rejected(code=error.code, message=error.message, errors=error.errors)
 
 
-def _process_settings(run: TrainRun | SampleRun) -> Hyperparams:
+def _process_settings(run: _EngineJob) -> Hyperparams:
     if isinstance(run, SampleRun):
         return Hyperparams(seed=run.seed, batch_size=run.num_processes)
-    return run.hyperparams
+    return run.hyperparams.training() if isinstance(run, FinetuneRun) else run.hyperparams
 
 
 def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:

@@ -1,10 +1,10 @@
 """The training loop of every kind of job: the step alone decides data and learning rate."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,20 +14,23 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, CheckpointSaved, EngineRun, Evaluation, Metrics
+from fusion_core.trainer_protocol import EngineRun, Evaluation, Metrics, Notice
 
+from fusion_engine.accumulate import Accumulator, StepGradients
 from fusion_engine.batch import Batch
-from fusion_engine.checkpoint import CheckpointState, Parameters, load_parameters, save_checkpoint
-from fusion_engine.gradients import gradient_norm, sum_over_processes, update
+from fusion_engine.checkpoint import CheckpointState, Parameters
+from fusion_engine.gradients import update
+from fusion_engine.memory import needs_activation_checkpointing
 from fusion_engine.objective import LossFunction
 from fusion_engine.optimizer import learning_rate, make_optimizer, set_rate
 from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import random_states, restore_random_states
+from fusion_engine.training_state import TrainingState
 
 CHECKPOINTS_FOLDER = "checkpoints"
-_SKIPPED_STEPS_LIMIT = 3
+_SKIPPED_STEPS_LIMIT, _ROLLBACKS_LIMIT, _ROLLBACK_RATE = 3, 2, 0.5
 _GIB = 2**30
 
 
@@ -79,86 +82,156 @@ class Trainer:
         progress: Progress,
     ) -> None:
         self.progress = progress
-        self._run_dir, self._run, self._hyperparams = run_dir, run, hyperparams
+        self._run, self._hyperparams = run, hyperparams
         self._accelerator, self._reporter, self._subject = accelerator, reporter, subject
         self._model = subject.model.to(accelerator.device)  # not wrapped: gradients.py adds up over processes
         self._optimizer = make_optimizer(subject.parameters, hyperparams, subject.rate_scales)
+        self._accumulator = Accumulator(
+            accelerator,
+            list(subject.parameters.values()),
+            self._loss,
+            progress.micro_batch or hyperparams.batch_size,
+            self._note_halved,
+            self._recompute_activations,
+        )
+        self._state = TrainingState(
+            run_dir / CHECKPOINTS_FOLDER,
+            subject.identity,
+            hyperparams,
+            subject.parameters,
+            self._optimizer,
+            accelerator,
+            reporter.emit,
+        )
+        self._recomputes = False
         self._saved_step = progress.step
-        self._saved_at = time.monotonic()
-        self._reported_step, self._reported_at = progress.step, time.monotonic()
+        self._reported_step = progress.step
+        self._reported_at = self._saved_at = time.monotonic()
+        self.checkpoint_wait_s = 0.0
 
     def resume(self, folder: Path, state: CheckpointState) -> None:
         """Go on as if never interrupted. Raises CheckpointError if a part is missing."""
-        load_parameters(folder, self._subject.parameters, self._optimizer)
-        restore_random_states(state.random_states[self._accelerator.process_index], self._accelerator.device)
+        self._state.load(folder, state)
 
     def train(self) -> None:
-        """Raises StoppedError when control.json asks for it, RejectedError when the loss stays non-finite."""
-        progress, hyperparams = self.progress, self._hyperparams
-        if not progress.evaluations:
+        """Raises StoppedError when control.json asks for it.
+
+        Raises RejectedError: nonfinite_loss when the loss stays non-finite at lower rates too, out_of_memory.
+        """
+        try:
+            self._train()
+        finally:
+            with self._standing_still():
+                self._state.close()
+
+    def _train(self) -> None:
+        hyperparams = self._hyperparams
+        if not self.progress.evaluations:
             self._evaluate(turn=0, cycle=0, turn_end=True)
         self._model.train()
-        self._reported_at = time.monotonic()
-        while progress.step < hyperparams.total_steps:
-            self._step()
+        self._choose_activation_checkpointing()
+        self._state.copy(self.progress)
+        self._reported_at = self._saved_at = time.monotonic()
+        while self.progress.step < hyperparams.total_steps:
+            healthy = self._step()
             failpoints.hit("step")
-            turn_end = progress.step % hyperparams.steps_per_turn == 0
-            if turn_end or evaluation_due(hyperparams, progress.step):
-                self._evaluate(hyperparams.turn_of(progress.step), hyperparams.cycle_of(progress.step), turn_end)
-            due = time.monotonic() - self._saved_at >= self._run.checkpoint_every_s
-            due, reason = self._reporter.agree((due, self._reporter.requested_stop()))
-            if turn_end or due or reason in ("drain", "stop"):  # nobody resumes a cancelled job
-                self._save(turn_end)
-            if reason is not None:
-                raise StoppedError(progress.step, reason)
+            step = self.progress.step
+            turn_end = step % hyperparams.steps_per_turn == 0
+            if healthy and (turn_end or evaluation_due(hyperparams, step)):
+                healthy = self._evaluate(hyperparams.turn_of(step), hyperparams.cycle_of(step), turn_end)
+            if not healthy:
+                self._roll_back()
+            self._save_and_obey(healthy and turn_end)
 
-    def _step(self) -> None:
-        """One update of the parameters that learn; a step without a finite loss changes nothing."""
+    def _save_and_obey(self, turn_end: bool) -> None:
+        """Save where it is time to. Raises StoppedError when control.json asks for it."""
+        due = time.monotonic() - self._saved_at >= self._run.checkpoint_every_s and not self.progress.skipped_steps
+        due, reason = self._reporter.agree((due, self._reporter.requested_stop()))
+        if turn_end or due or reason in ("drain", "stop"):  # nobody resumes a cancelled job
+            self._save(turn_end)
+        if reason is not None:
+            raise StoppedError(self.progress.step, reason)
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """One update of the parameters that learn; a step without a finite loss changes nothing.
+
+        False once too many steps in a row had none.
+        """
         hyperparams, progress = self._hyperparams, self.progress
         progress.step += 1
-        loss, norm, targets = self._gradients()
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        gradients = self._accumulator.step(progress.step, hyperparams)
+        finite = isfinite(gradients.loss) and isfinite(gradients.norm)
         if finite:
-            rate = learning_rate(hyperparams, progress.step)
+            rate = learning_rate(hyperparams, progress.step) * _ROLLBACK_RATE**progress.rollbacks
             set_rate(self._optimizer, rate)
-            clipped = max(1.0, norm / hyperparams.max_grad_norm)
-            update(self._optimizer, torch.tensor(targets * clipped, device=self._accelerator.device))
-            progress.skipped_steps = 0
-            progress.record_loss(loss, hyperparams.total_steps)
-            self._report(loss, rate, norm)
+            clipped = max(1.0, gradients.norm / hyperparams.max_grad_norm)
+            update(self._optimizer, torch.tensor(gradients.targets * clipped, device=self._accelerator.device))
+            progress.record_loss(gradients.loss, hyperparams.total_steps)
+            self._report(gradients, rate)
         self._optimizer.zero_grad()
-        if not finite:
-            self._count_skipped(loss, norm)
+        progress.skipped_steps = 0 if finite else progress.skipped_steps + 1
+        return progress.skipped_steps < _SKIPPED_STEPS_LIMIT
 
-    def _gradients(self) -> tuple[float, float, float]:
-        """Add up the gradients of the step's rows; return (mean loss, norm of the mean gradient, targets)."""
-        accelerator, hyperparams = self._accelerator, self._hyperparams
-        first = (self.progress.step - 1) * hyperparams.batch_size * hyperparams.gradient_accumulation
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for number in range(hyperparams.gradient_accumulation):
-            start = first + number * hyperparams.batch_size
-            rank, ranks = accelerator.process_index, accelerator.num_processes
-            batch = self._subject.rows.batch(start, hyperparams.batch_size, rank, ranks)
-            with accelerator.autocast():
-                loss, targets = self._subject.loss_of(self._model, batch.to(accelerator.device))
-            accelerator.backward(loss)
-            sums[0] += loss.detach()
-            sums[1] += targets
-        parameters = self._subject.parameters.values()
-        sum_over_processes(parameters, accelerator)
-        total, targets_in_all = accelerator.reduce(sums, "sum").tolist()
-        return total / targets_in_all, float(gradient_norm(parameters)) / targets_in_all, targets_in_all
+    def _loss(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | int]:
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        batch = self._subject.rows.batch(first, count, rank, ranks).to(self._accelerator.device)
+        with self._accelerator.autocast():
+            return self._subject.loss_of(self._model, batch)
 
-    def _count_skipped(self, loss: float, grad_norm: float) -> None:
-        self.progress.skipped_steps += 1
-        if self.progress.skipped_steps == _SKIPPED_STEPS_LIMIT:
+    def _note_halved(self, micro_batch: int) -> None:
+        self.progress.micro_batch = micro_batch
+        message = f"out of memory at step {self.progress.step}: now {micro_batch} rows at a time, with the same result"
+        self._reporter.emit(Notice(code="micro_batch_halved", message=message))
+
+    def _choose_activation_checkpointing(self) -> None:
+        """Keep activations for the backward pass where they fit, compute them twice where not: the same bits."""
+        device, ranks = self._accelerator.device, self._accelerator.num_processes
+        states = random_states(device)
+        rows = self._accumulator.micro_batch // ranks
+        needed = needs_activation_checkpointing(lambda: self._loss(0, ranks)[0], rows, self._subject.parameters, device)
+        restore_random_states(states, device)
+        if any(gather_object([needed])):
+            self._recompute_activations()
+
+    def _recompute_activations(self) -> bool:
+        """Compute activations again in the backward pass from now on; False where that is done already."""
+        if self._recomputes:
+            return False
+        self._recomputes = True
+        model = self._model  # transformers renamed the method in 5.2x
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        message = "activations are computed again in the backward pass: keeping them takes too much memory"
+        self._reporter.emit(Notice(code="activation_checkpointing", message=message))
+        return True
+
+    # -- loss that is not finite -------------------------------------------------------------------------------------
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint and on at a lower rate. Raises RejectedError after a few times."""
+        progress = self.progress
+        failed_step, rollbacks = progress.step, progress.rollbacks + 1
+        if rollbacks > _ROLLBACKS_LIMIT:
             raise RejectedError(
                 "nonfinite_loss",
-                f"loss {loss} and gradient norm {grad_norm} at step {self.progress.step}, the third such step in a row;"
-                " lower lr, or look at the data",
+                f"the loss or its gradient was not finite around step {failed_step}, nor was it at"
+                f" {_ROLLBACK_RATE**_ROLLBACKS_LIMIT:g} of the rate; lower lr, or look at the data",
             )
+        micro_batch = progress.micro_batch
+        progress.go_back_to(self._state.restore_copy())
+        progress.rollbacks, progress.skipped_steps, progress.micro_batch = rollbacks, 0, micro_batch
+        self._reported_step = self._saved_step = progress.step
+        message = (
+            f"no finite loss around step {failed_step}: back to step {progress.step}, and on from there at"
+            f" {_ROLLBACK_RATE**rollbacks:g} of the rate"
+        )
+        self._reporter.emit(Notice(code="rolled_back", message=message))
 
-    def _report(self, loss: float, rate: float, grad_norm: float) -> None:
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _report(self, gradients: StepGradients, rate: float) -> None:
         step, now = self.progress.step, time.monotonic()
         elapsed = now - self._reported_at
         if elapsed < self._run.metrics_every_s and step % self._hyperparams.steps_per_turn != 0:
@@ -168,11 +241,11 @@ class Trainer:
             Metrics(
                 step=step,
                 cycle=self._hyperparams.cycle_of(step),
-                loss=loss,
+                loss=gradients.loss,
                 lr=rate,
                 throughput=throughput,
                 tokens_per_s=throughput * self._hyperparams.tokens_per_step,
-                grad_norm=grad_norm,
+                grad_norm=gradients.norm,
                 vram_gb=self._peak_memory_gb(),
             )
         )
@@ -189,33 +262,33 @@ class Trainer:
         yield
         self._reported_at += time.monotonic() - start
 
-    def _evaluate(self, turn: int, cycle: int, turn_end: bool) -> None:
-        with self._outside_throughput():
-            measured = self._subject.measure(self._model)
+    def _evaluate(self, turn: int, cycle: int, turn_end: bool) -> bool:
+        """Measure and report; False where the trained model's loss is not finite, which raises for the base's."""
+        try:
+            with self._outside_throughput():
+                measured = self._subject.measure(self._model)
+        except RejectedError as error:
+            if error.code == "nonfinite_loss" and self.progress.step:
+                return False
+            raise
         place = {"turn": turn, "cycle": cycle, "turn_end": turn_end}
         evaluation = msgspec.structs.replace(measured, step=self.progress.step, **place)
         self.progress.evaluations.append(evaluation)
         self._reporter.emit(evaluation)
+        return True
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        start = time.monotonic()
+        with self._outside_throughput():
+            yield
+        self.checkpoint_wait_s += time.monotonic() - start
 
     def _save(self, turn_end: bool) -> None:
         if self._saved_step == self.progress.step:
             return
-        with self._outside_throughput():
-            states = gather_object([random_states(self._accelerator.device)])
-            if self._accelerator.is_main_process:
-                self._write_checkpoint(tuple(states), turn_end)
+        with self._standing_still():
+            self._state.save(self.progress, turn_end=turn_end)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
-
-    def _write_checkpoint(self, states: tuple[dict[str, Any], ...], turn_end: bool) -> None:
-        step = self.progress.step
-        state = CheckpointState(
-            format_version=CHECKPOINT_FORMAT_VERSION,
-            identity=self._subject.identity,
-            hyperparams=self._hyperparams,
-            world_size=self._accelerator.num_processes,
-            progress=self.progress,
-            random_states=states,
-        )
-        folder = self._run_dir / CHECKPOINTS_FOLDER / f"{step:08}"
-        manifest = save_checkpoint(folder, state, self._subject.parameters, self._optimizer)
-        self._reporter.emit(CheckpointSaved(step=step, turn_end=turn_end, path=str(folder), manifest=manifest))

@@ -129,4 +129,4 @@ def test_three_steps_without_a_finite_loss(make_run: MakeRun, monkeypatch: pytes
     monkeypatch.setattr(LlamaModel, "forward", broken)
     outcome = rejected(make_run("run"))
     assert outcome.code == "nonfinite_loss"
-    assert "at step 3" in outcome.message
+    assert "around step 3" in outcome.message
