@@ -9,19 +9,20 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusion_engine.commands import attempt, grow, inspect, plan
+from fusion_engine.commands import attempt, evaluate, grow, inspect, plan
 from fusion_engine.outcomes import RejectedError
 
 BAD_INPUT_EXIT, DISK_FULL_EXIT, INTERRUPTED_EXIT = 2, 28, 130
-_COMMANDS = (inspect, plan, grow)
+_COMMANDS = (inspect, plan, grow, evaluate)
 _EPILOG = """\
 examples:
   fusion-engine inspect ./Llama-3.2-1B                      what the model is and what can be grown
   fusion-engine plan ./Llama-3.2-1B --growth-factor 1.3     exact sizes, without reading any weights
   fusion-engine grow ./Llama-3.2-1B ./grown                 a larger model that computes the same
+  fusion-engine evaluate ./grown heldout.jsonl              its perplexity on data
 
 `python -m fusion_engine RUN_DIR` works off one attempt of a worker (docs/trainer-protocol.md).
 """
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RejectedError as error:
         _complain(f"{error.message} [{error.code}]")
         for fault in error.errors[1:]:
-            _complain(f"  {fault.get('file', '')} {fault.get('detail', '')}".rstrip())
+            _complain(f"  {_place(fault)}{fault.get('detail', '')}".rstrip())
         return BAD_INPUT_EXIT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -52,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED_EXIT
+
+
+def _place(fault: Mapping[str, object]) -> str:
+    """Where a fault is: a line of a data file, or a file of a model."""
+    if "shard" in fault:
+        return f"{fault['shard']}, line {fault['line']}: "
+    return f"{fault['file']} " if "file" in fault else ""
 
 
 def _parser() -> tuple[argparse.ArgumentParser, set[str]]:

@@ -53,7 +53,9 @@ def perplexity(model: Any, rows: Sequence[Row], accelerator: Accelerator, track:
     total = accelerator.reduce(torch.tensor([loss, tokens], dtype=torch.float64, device=accelerator.device), "sum")
     mean = float(total[0] / total[1])
     if not math.isfinite(mean):
-        raise RejectedError("nonfinite_loss", f"the held-out loss is {mean}; lower lr, or look at the data")
+        raise RejectedError(
+            "nonfinite_loss", f"the measured loss is {mean}; lower lr, or look at the data and the weights"
+        )
     return math.exp(min(mean, _LARGEST_EXPONENT)), int(total[1])
 
 

@@ -3,7 +3,7 @@
     {"text"}                  everything is trained
     {"prompt", "completion"}  the completion and the EOS after it are trained
     {"messages", "tools"?}    the assistant's turns are trained, as the model's own chat template writes them
-    {"ids"}                   a line of a pool file, sampled from the base: everything is trained
+    {"ids"}                   sampled from the base (a line of a pool file): everything is trained
 
 Text begins as the model's tokenizer begins it (with BOS where it has one) and ends with EOS; a conversation begins and
 ends as its template says. The first id of a document is never trained: nothing comes before it.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -26,14 +26,18 @@ _ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 256, 2**20
 _FAULTS_LIMIT = 20
 
 
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
 class _Row(msgspec.Struct):
-    """A line of a shard: the fields of one of the three kinds."""
+    """A line of a shard: the fields of one of the four kinds."""
 
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    ids: list[_Id] | None = None
 
     @property
     def kind(self) -> str:
@@ -41,15 +45,12 @@ class _Row(msgspec.Struct):
             return "text"
         if self.prompt is not None and self.completion is not None:
             return "completion"
-        return "messages" if self.messages is not None else "unknown"
-
-
-class _PoolRow(msgspec.Struct):
-    ids: list[int]
+        if self.messages is not None:
+            return "messages"
+        return "ids" if self.ids is not None else "unknown"
 
 
 _decode_row = msgspec.json.Decoder(_Row).decode
-_decode_pool_row = msgspec.json.Decoder(_PoolRow).decode
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class RowTokenizer:
     def documents(self, shards: Iterable[str]) -> Iterator[Document]:
         """The rows of shards, in order.
 
-        Raises RejectedError: invalid_row, empty_completion, chat_without_assistant, no_chat_template,
+        Raises RejectedError: invalid_row, invalid_encoding, empty_completion, chat_without_assistant, no_chat_template,
         chat_not_supported or tokenizer_mismatch.
         """
         for batch in _batches(self._rows(shards)):
@@ -93,15 +94,13 @@ class RowTokenizer:
                 yield from self._checked(self._encode(kind, list(group)))
         self._reject_faults()
 
-    def pool(self, files: Iterable[str]) -> Iterator[Document]:
-        """The lines of pool files, in order. Raises RejectedError: invalid_row or tokenizer_mismatch."""
-        yield from self._checked(self._pool_rows(files))
-        self._reject_faults()
-
     def _rows(self, shards: Iterable[str]) -> Iterator[tuple[_Place, _Row]]:
         for place, line in _lines(shards):
             try:
                 row = _decode_row(line)
+            except UnicodeDecodeError as error:
+                self._fault("invalid_encoding", place, str(error))
+                continue
             except msgspec.DecodeError as error:
                 self._fault("invalid_row", place, str(error))
                 continue
@@ -112,15 +111,6 @@ class RowTokenizer:
                 self._fault("empty_completion", place, "'completion' is empty; remove the row or write an answer")
             else:
                 yield place, row
-
-    def _pool_rows(self, files: Iterable[str]) -> Iterator[tuple[_Place, Document]]:
-        for place, line in _lines(files):
-            try:
-                ids = np.asarray(_decode_pool_row(line).ids, np.int32)
-            except (msgspec.DecodeError, OverflowError) as error:
-                self._fault("invalid_row", place, str(error))
-                continue
-            yield place, Document(ids, np.ones(len(ids), np.bool_), whole=True)
 
     def _encode(self, kind: str, rows: list[tuple[_Place, _Row]]) -> Iterator[tuple[_Place, Document]]:
         if kind == "text":
@@ -133,11 +123,15 @@ class RowTokenizer:
                 span = (len(prompt), len(prompt) + len(completion))
                 ids, trained = encode_spans(self._tokenizer, prompt + completion, [span], add_special_tokens=True)
                 yield place, self._ended(ids, trained, whole=True)
-        else:
+        elif kind == "messages":
             for place, row in rows:
                 document = self._encode_chat(place, row)
                 if document is not None:
                     yield place, document
+        else:
+            for place, row in rows:
+                ids = np.asarray(row.ids, np.int32)
+                yield place, Document(ids, np.ones(len(ids), np.bool_), whole=True)
 
     def _encode_chat(self, place: _Place, row: _Row) -> Document | None:
         try:

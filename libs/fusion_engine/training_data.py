@@ -94,7 +94,7 @@ _NAMES = ("train", "heldout", "rehearsal", "pool", "pool-heldout")
 
 
 def _sources(run: EngineRun, rows: RowTokenizer) -> dict[str, Iterator[Document]]:
-    pool, unseen = _split_pool(rows.pool(run.pool_files)), _split_pool(rows.pool(run.pool_files))
+    pool, unseen = _split_pool(rows.documents(run.pool_files)), _split_pool(rows.documents(run.pool_files))
     documents = (
         rows.documents(run.train_shards),
         rows.documents(run.heldout_shards),
@@ -122,11 +122,12 @@ def check_seq_len(config: dict[str, Any], seq_len: int) -> None:
 def _check_length(train: PackedRows, heldout: PackedRows) -> None:
     if train.tokens > train.seq_len and len(train) and len(heldout):
         return
-    raise RejectedError(
-        "dataset_too_short",
-        f"the dataset has {train.tokens} tokens to train on and {heldout.tokens} held out; one sequence takes"
-        f" {train.seq_len + 1} and the held-out part 2. Add text, or lower seq_len.",
-    )
+    counts = f"the dataset has {train.tokens} tokens to train on and {heldout.tokens} held out; "
+    if train.tokens > train.seq_len and heldout.tokens > 1:
+        detail = counts + "none of one part is an answer to be learned. Add rows with answers."
+    else:
+        detail = counts + f"one sequence takes {train.seq_len + 1} and the held-out part 2. Add text, or lower seq_len."
+    raise RejectedError("dataset_too_short", detail)
 
 
 def eos_id(tokenizer: Any, config: dict[str, Any]) -> int:

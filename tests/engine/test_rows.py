@@ -67,7 +67,8 @@ def tokenizer_maker() -> Callable[..., Any]:
 
 def shard(folder: Path, *rows: object) -> list[str]:
     path = folder / "train-00000.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
     return [str(path)]
 
 
@@ -146,7 +147,10 @@ def test_tools_reach_the_template(tokenizer_maker: Callable[..., Any], tmp_path:
         ({"messages": TURNS}, "chat_not_supported", "a user begins"),
         ({"prompt": "what?"}, "invalid_row", "nothing to train on"),
         ({"text": 5}, "invalid_row", "Expected `str | null`"),
-        ("{", "invalid_row", "truncated"),
+        ({"ids": [3, -1]}, "invalid_row", "Expected `int` >= 0"),
+        ({"ids": [3, 2**64]}, "invalid_row", "$.ids[1]"),
+        (b"{", "invalid_row", "truncated"),
+        (b'{"text": "\xff"}', "invalid_encoding", "utf-8"),
     ],
 )
 def test_a_bad_row_is_named(
@@ -190,12 +194,12 @@ def test_ids_beyond_the_embedding(tokenizer_maker: Callable[..., Any], tmp_path:
     assert caught.value.code == "tokenizer_mismatch"
     pool = RowTokenizer(tokenizer, tokenizer.eos_token_id, vocabulary=100)
     with pytest.raises(RejectedError, match="line 2: id 100 is outside"):
-        list(pool.pool(shard(tmp_path, {"ids": [1, 99]}, {"ids": [5, 100]})))
+        list(pool.documents(shard(tmp_path, {"ids": [1, 99]}, {"ids": [5, 100]})))
 
 
 def test_pool_lines_come_as_they_were_sampled(tokenizer_maker: Callable[..., Any], tmp_path: Path) -> None:
     rows = RowTokenizer(tokenizer_maker(), 0, vocabulary=100)
-    (document,) = rows.pool(shard(tmp_path, {"ids": [7, 8, 9]}))
+    (document,) = rows.documents(shard(tmp_path, {"ids": [7, 8, 9]}))
     assert document.ids.tolist() == [7, 8, 9]
     assert document.trained.tolist() == [False, True, True]
 

@@ -1,0 +1,98 @@
+"""Data that no retry can mend ends a job with one code, the places of all faults, and what to do about them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_runs import HYPERPARAMS, MakeRun, outcome
+from fusion_core.problems import PROBLEMS
+from fusion_core.trainer_protocol import Rejected
+from fusion_engine.run import execute
+from msgspec.structs import replace
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
+QUESTION, ANSWER = {"role": "user", "content": "what grows"}, {"role": "assistant", "content": "new layers"}
+GOOD = {"text": "the model grows new layers and learns from every row"}
+
+
+def rejected(run_dir: Path) -> Rejected:
+    execute(run_dir)
+    found = outcome(run_dir)
+    assert isinstance(found, Rejected)
+    assert found.code in PROBLEMS
+    assert not (run_dir / "export").exists()
+    return found
+
+
+def write_shard(path: Path, *rows: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("shard", ["train.jsonl", "heldout.jsonl", "rehearsal.jsonl"])
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"prompt": "what grows", "completion": ""}, "empty_completion"),
+        ({"messages": [QUESTION]}, "chat_without_assistant"),
+        ({"messages": [QUESTION, ANSWER]}, "no_chat_template"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "invalid_row"),
+    ],
+)
+def test_a_bad_row_in_any_shard(make_run: MakeRun, shard: str, row: dict[str, Any], code: str) -> None:
+    run_dir = make_run("run")
+    write_shard(run_dir / shard, *[GOOD] * 40, row)
+    found = rejected(run_dir)
+    assert found.code == code
+    assert found.message.startswith(f"{shard}, line 41: ")
+    assert found.errors[0]["line"] == 41
+
+
+def test_conversations_train_where_the_base_has_a_template(make_run: MakeRun, copy_base: Path) -> None:
+    (copy_base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    run_dir = make_run("run", base=copy_base, hyperparams=replace(HYPERPARAMS, turns=1, seq_len=64))
+    for shard in ("train.jsonl", "heldout.jsonl"):
+        write_shard(run_dir / shard, *[{"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}] * 20)
+    execute(run_dir)
+    result = outcome(run_dir).result
+    assert result["perplexity_after"] < result["perplexity_before"]
+
+
+def test_a_dataset_shorter_than_a_sequence(make_run: MakeRun) -> None:
+    run_dir = make_run("run")
+    write_shard(run_dir / "train.jsonl", {"text": "the model grows"})
+    found = rejected(run_dir)
+    assert found.code == "dataset_too_short"
+    assert "4 tokens to train on" in found.message
+    assert "one sequence takes 17" in found.message
+
+
+def test_a_dataset_of_empty_answers(make_run: MakeRun, copy_base: Path) -> None:
+    (copy_base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    run_dir = make_run("run", base=copy_base)
+    silent = {"messages": [QUESTION | {"content": "the model grows " * 40}, ANSWER | {"content": ""}]}
+    for shard in ("train.jsonl", "heldout.jsonl"):
+        write_shard(run_dir / shard, *[silent] * 5)
+    found = rejected(run_dir)
+    assert found.code == "dataset_too_short"
+    assert "none of one part is an answer" in found.message
+
+
+def test_a_sequence_longer_than_the_models_positions(make_run: MakeRun) -> None:
+    found = rejected(make_run("run", hyperparams=replace(HYPERPARAMS, seq_len=129)))
+    assert (found.code, found.errors[0]["pointer"]) == ("validation_failed", "/hyperparams/seq_len")
+    assert "use 128" in found.message
+
+
+def test_every_process_hears_of_bad_data(make_run: MakeRun) -> None:
+    run_dir = make_run("two", num_processes=2)
+    write_shard(run_dir / "train.jsonl", {"prompt": "what grows", "completion": " "})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch += ["-m", "fusion_engine", str(run_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert outcome(run_dir).code == "empty_completion"
