@@ -218,6 +218,21 @@ async def list_events(conn: Connection, job_id: UUID, *, after: int, limit: int)
     return [event async for event in queries.list_events(conn, job_id=job_id, after=after, limit=limit)]
 
 
+async def job_with_progress(
+    conn: Connection, account_id: UUID, job_id: UUID
+) -> tuple[JobRow, dict[str, Any] | None] | None:
+    """A job and the newest metrics point of its current attempt."""
+    record = await queries.get_job_with_progress(conn, account_id=account_id, job_id=job_id)
+    return (JobRow.of(record), record["point"]) if record is not None else None
+
+
 async def list_metrics(conn: Connection, job_id: UUID, *, since_step: int, limit: int) -> list[dict[str, Any]]:
     records = queries.list_metrics(conn, job_id=job_id, since_step=since_step, limit=limit)
+    return [record["point"] async for record in records]
+
+
+async def sample_metrics(conn: Connection, job_id: UUID, *, since_step: int, points: int) -> list[dict[str, Any]]:
+    """At most `points` (4 at least) that keep the curve's extremes: of each range of steps the least and the greatest
+    loss, and the first and the last point. So a spike of one step is never lost, whatever the zoom."""
+    records = queries.sample_metrics(conn, job_id=job_id, since_step=since_step, buckets=(points - 2) // 2)
     return [record["point"] async for record in records]

@@ -20,7 +20,7 @@ from litestar.params import FromPath, JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.job_views import JobDetail
-from fusion_api.jobs import detail_of, own_job, too_much
+from fusion_api.jobs import own_job, read_detail, too_much
 from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import current_prices
 from fusion_api.problem_details import FieldError, ProblemError, not_found
@@ -57,7 +57,7 @@ async def cancel_job(
     async def cancel(connection: Connection) -> UUID:
         return _own(await jobs.cancel_job(connection, caller.account_id, job_id)).id
 
-    return await _after(services, caller, await once.make(cancel), job_id)
+    return await read_detail(services, caller, await once.make(cancel) or job_id)
 
 
 @post("/jobs/{job_id:uuid}/stop", guards=[needs("train")], status_code=200, summary="Stop a job, keeping a checkpoint")
@@ -72,7 +72,7 @@ async def stop_job(
     async def stop(connection: Connection) -> UUID:
         return _own(await jobs.stop_job(connection, caller.account_id, job_id)).id
 
-    return await _after(services, caller, await once.make(stop), job_id)
+    return await read_detail(services, caller, await once.make(stop) or job_id)
 
 
 @post("/jobs/{job_id:uuid}/resume", guards=[needs("train")], status_code=200, summary="Resume a stopped job")
@@ -92,7 +92,7 @@ async def resume_job(
             return _own(await jobs.resume_job(connection, caller.account_id, job_id)).id
         return await _resume_from(connection, caller, job_id, checkpoint_id, once.key)
 
-    job = await _after(services, caller, await once.make(resume), job_id)
+    job = await read_detail(services, caller, await once.make(resume) or job_id)
     return Response(job, status_code=200 if job.id == job_id or once.replayed else 201)
 
 
@@ -120,10 +120,6 @@ def _own(job: JobRow | None) -> JobRow:
     if job is None:
         raise not_found("job")
     return job
-
-
-async def _after(services: Services, caller: Caller, made: UUID | None, job_id: UUID) -> JobDetail:
-    return await detail_of(services, await own_job(services, caller, made or job_id))
 
 
 @get("/jobs/{job_id:uuid}/checkpoints", guards=[needs("read", "train")], summary="Checkpoints of a job, newest first")

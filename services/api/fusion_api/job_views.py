@@ -5,12 +5,13 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from fusion_core.db.endings import frozen_estimate, owed_if_cancelled
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import CustomerSpec, read_customer_spec
-from fusion_core.money import Estimate
 from fusion_core.states import State
 
-from fusion_api.pricing import ShownEstimate, show_estimate
+from fusion_api.job_queue import QueuePlace
+from fusion_api.pricing import ShownEstimate, dollars, show_estimate
 from fusion_api.times import shown, shown_or_none
 
 
@@ -39,13 +40,17 @@ class ListedJob(Job, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """`step` is the last one reported; seconds_left is None until steps have been seen."""
+    """`step` is the last one that stands, `seconds_left` at the present speed, None until steps have been seen.
+
+    `cost_so_far_usd` is what the job owes if it ends now: growth if it was done, tokens up to the last checkpoint.
+    """
 
     step: int
     total_steps: int
     percent: float
     tokens: int
     seconds_left: float | None
+    cost_so_far_usd: float
 
 
 class JobError(msgspec.Struct, frozen=True):
@@ -61,6 +66,7 @@ class JobDetail(ListedJob, frozen=True, kw_only=True):
     """
 
     phase: str | None
+    queue: QueuePlace | None
     progress: Progress
     hyperparams: dict[str, Any]
     params_before: int
@@ -105,17 +111,18 @@ def show_listed(job: JobRow) -> ListedJob:
     return ListedJob(**_listed(job))
 
 
-def show_detail(job: JobRow, point: dict[str, Any] | None) -> JobDetail:
-    """`point` is the job's newest metrics point."""
+def show_detail(job: JobRow, point: dict[str, Any] | None, place: QueuePlace | None) -> JobDetail:
+    """`point` is the newest metrics point of the job's current attempt, `place` that of a queued job."""
     spec = read_customer_spec(job.type, job.spec)
     return JobDetail(
         **_listed(job),
         phase=job.phase,
+        queue=place,
         progress=_progress(job, spec, point),
         hyperparams=msgspec.to_builtins(spec.hyperparams),
         params_before=spec.params_before,
         params_after=spec.params_after,
-        estimate=show_estimate(msgspec.convert(job.estimate, Estimate)),
+        estimate=show_estimate(frozen_estimate(job)),
         cancel_requested=job.cancel_requested_at is not None,
         stop_requested=job.stop_requested_at is not None,
         resumed_from=job.resumed_from,
@@ -126,19 +133,24 @@ def show_detail(job: JobRow, point: dict[str, Any] | None) -> JobDetail:
 
 def _progress(job: JobRow, spec: CustomerSpec, point: dict[str, Any] | None) -> Progress:
     """A contraction that does not heal has no steps: it is done when it is completed."""
-    completed, total = job.state == State.COMPLETED, spec.total_steps
-    step = total if completed else int(point["step"]) if point else job.last_checkpoint_step
-    rate = float(point["throughput"]) if point else 0.0
-    left = (total - step) / rate if rate > 0 and job.state == State.RUNNING else None
-    percent = 100.0 if completed else round(100 * step / total, 2) if total else 0.0
-    return Progress(step, total, percent, step * spec.tokens_per_step, left)
+    total = spec.total_steps
+    if job.state == State.COMPLETED:
+        return Progress(total, total, 100.0, total * spec.tokens_per_step, None, _cost_so_far(job))
+    waits = job.state in (State.QUEUED, State.STOPPED)  # and goes on from its checkpoint
+    step = int(point["step"]) if point and not waits else job.last_checkpoint_step
+    rate = float(point["throughput"]) if point and job.state == State.RUNNING else 0.0
+    left = round((total - step) / rate, 1) if rate > 0 else None
+    percent = round(100 * step / total, 2) if total else 0.0
+    return Progress(step, total, percent, step * spec.tokens_per_step, left, _cost_so_far(job))
 
 
-class MetricsPage(msgspec.Struct, frozen=True):
-    job_id: UUID
-    count: int
-    latest_step: int
-    points: list[dict[str, Any]]
+def _cost_so_far(job: JobRow) -> float:
+    match job.state:
+        case State.COMPLETED:
+            return dollars(frozen_estimate(job).total_microusd)
+        case State.FAILED:
+            return 0.0
+    return dollars(owed_if_cancelled(job).total_microusd)
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Jobs: create, list, look, and what training reports."""
+"""Jobs: create, list and look."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -7,10 +7,10 @@ import msgspec
 import structlog
 from fusion_core.db import jobs
 from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, JobFilter, SpendLimitError
-from fusion_core.db.pool import Connection, queries
+from fusion_core.db.pool import Connection
 from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
-from fusion_core.states import Status
+from fusion_core.states import State, Status
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
@@ -19,14 +19,14 @@ from fusion_api.auth import Caller, needs
 from fusion_api.base_models import FoundModel
 from fusion_api.job_bodies import MAX_LABELS, CreateJob
 from fusion_api.job_creation import canonical_sha256, resolve
-from fusion_api.job_views import Job, JobDetail, ListedJob, MetricsPage, show_detail, show_job, show_listed
+from fusion_api.job_queue import read_place
+from fusion_api.job_views import Job, JobDetail, ListedJob, show_detail, show_job, show_listed
 from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import dollars
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
 log = structlog.get_logger()
-METRICS_PER_PAGE = 10_000
 JobType = Literal["train", "finetune", "contract"]
 Label = Annotated[str, msgspec.Meta(max_length=320, pattern="^[^=]{1,63}=")]
 
@@ -123,37 +123,19 @@ async def own_job(services: Services, caller: Caller, job_id: UUID) -> JobRow:
     return job
 
 
-async def detail_of(services: Services, job: JobRow) -> JobDetail:
-    row = await queries.latest_metric(services.pool, job_id=job.id)
-    return show_detail(job, row["point"] if row is not None else None)
+async def read_detail(services: Services, caller: Caller, job_id: UUID) -> JobDetail:
+    """Raises ProblemError not_found."""
+    async with services.pool.acquire() as connection:
+        found = await jobs.job_with_progress(connection, caller.account_id, job_id)
+        if found is None:
+            raise not_found("job")
+        job, point = found
+        place = await read_place(connection, job) if job.state == State.QUEUED else None
+    return show_detail(job, point, place)
 
 
 @get("/jobs/{job_id:uuid}", guards=[needs("read", "train")], summary="Get a job")
 async def get_job(
     job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> JobDetail:
-    return await detail_of(services, await own_job(services, caller, job_id))
-
-
-@get("/jobs/{job_id:uuid}/metrics", guards=[needs("read", "train")], summary="Metrics of a job")
-async def get_metrics(
-    job_id: FromPath[UUID],
-    services: NamedDependency[Services],
-    caller: NamedDependency[Caller],
-    since_step: Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="only later steps")] = 0,
-) -> MetricsPage:
-    await own_job(services, caller, job_id)
-    async with services.pool.acquire() as connection:
-        points = await jobs.list_metrics(connection, job_id, since_step=since_step, limit=METRICS_PER_PAGE)
-    latest = await queries.latest_metric_step(services.pool, job_id=job_id)
-    return MetricsPage(job_id, len(points), latest, points)
-
-
-@get("/jobs/{job_id:uuid}/result", guards=[needs("read", "train")], summary="Result of a completed job")
-async def get_result(
-    job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
-) -> dict[str, Any]:
-    job = await own_job(services, caller, job_id)
-    if job.result is None:
-        raise ProblemError("result_not_ready", f"the job is {job.status}")
-    return job.result
+    return await read_detail(services, caller, job_id)

@@ -35,8 +35,61 @@ where e.job_id = :job_id and e.seq > :after order by e.seq limit :limit;
 -- name: list_metrics(job_id, since_step, limit)
 select point from job_metrics where job_id = :job_id and step > :since_step order by step limit :limit;
 
--- name: latest_metric(job_id)^
-select point from job_metrics where job_id = :job_id order by step desc limit 1;
+-- name: get_job_with_progress(account_id, job_id)^
+-- The newest point of the current attempt: what an attempt that was lost computed past its checkpoint counts no more.
+select j.*, m.point from jobs j
+left join lateral (
+    select point from job_metrics where job_id = j.id and epoch = j.lease_epoch order by step desc limit 1
+) m on true
+where j.account_id = :account_id and j.id = :job_id and not j.internal;
+
+-- name: queue_of_job(most, seen_s, recent, job_id)^
+-- Who is ahead by priority and age, counted to `most`; the pool's workers seen lately; how long its last jobs took.
+select
+    least(:most, (
+        select count(*) from (
+            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                and o.priority > j.priority limit :most
+        ) above
+    ) + (
+        select count(*) from (
+            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                and o.priority = j.priority and o.created_at < j.created_at limit :most
+        ) older
+    )) as ahead,
+    w.idle, w.workers, r.mean_s, greatest(j.not_before, now()) as earliest,
+    j.quarantined_at is not null or exists (
+        select from dispatch_pauses p
+        where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
+    ) as held
+from jobs j
+cross join lateral (
+    select count(*) as workers, count(*) filter (where state = 'idle') as idle from workers
+    where pool = j.pool and state in ('idle', 'busy') and seen_at > now() - make_interval(secs => :seen_s)
+) w
+cross join lateral (
+    select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
+        select started_at, finished_at from jobs
+        where pool = j.pool and state = 'completed' and not internal order by finished_at desc limit :recent
+    ) last
+) r
+where j.id = :job_id;
+
+-- name: sample_metrics(buckets, job_id, since_step)
+-- Of each of `buckets` equal ranges of steps the points of least and greatest loss, and the first and the last of all.
+with kept as (
+    select step, (point ->> 'loss')::float8 as loss from job_metrics where job_id = :job_id and step > :since_step
+), ends as (
+    select min(step) as first, max(step) as last from kept
+), ranked as (
+    select step,
+        row_number() over (partition by width_bucket(step, first, last + 1, :buckets) order by loss, step) as low,
+        row_number() over (partition by width_bucket(step, first, last + 1, :buckets) order by loss desc, step) as high
+    from kept, ends
+)
+select m.point from ranked join job_metrics m on m.job_id = :job_id and m.step = ranked.step
+where low = 1 or high = 1 or ranked.step in (select first from ends union all select last from ends)
+order by m.step;
 
 -- name: latest_metric_step(job_id)$
 select coalesce(max(step), 0) from job_metrics where job_id = :job_id;

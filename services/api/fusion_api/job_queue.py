@@ -1,0 +1,47 @@
+"""Where a queued job stands, and when it may start."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from fusion_core.db.pool import Connection, queries
+from fusion_core.db.rows import JobRow
+
+from fusion_api.times import shown
+
+MOST_AHEAD = 1000  # counted no further: nobody waits for place 1,001 in particular
+RECENT_JOBS = 20
+WORKER_SEEN_S = 60.0
+
+
+class QueuePlace(msgspec.Struct, frozen=True):
+    """`position` 1 is next, 1,001 is any later place. `expected_start_at` None: nothing is known to serve it."""
+
+    position: int
+    expected_start_at: datetime | None
+
+
+async def read_place(connection: Connection, job: JobRow) -> QueuePlace:
+    """By priority and age; an account with fewer running jobs may still go first (fair share)."""
+    row = await queries.queue_of_job(
+        connection, job_id=job.id, most=MOST_AHEAD, seen_s=WORKER_SEEN_S, recent=RECENT_JOBS
+    )
+    return place_of(row)
+
+
+def place_of(row: Any) -> QueuePlace:
+    """`row` has ahead, idle, workers, mean_s (or None), earliest and held."""
+    position = row["ahead"] + 1
+    wait_s = expected_wait_s(position, row["idle"], row["workers"], row["mean_s"])
+    if wait_s is None or row["held"]:
+        return QueuePlace(position, None)
+    return QueuePlace(position, shown(row["earliest"] + timedelta(seconds=wait_s)))
+
+
+def expected_wait_s(position: int, idle: int, workers: int, mean_s: float | None) -> float | None:
+    """Seconds until a worker is free: busy ones finish a job every `mean_s / workers` on average (Little's law)."""
+    if position <= idle:
+        return 0.0
+    if workers == 0 or mean_s is None:
+        return None
+    return mean_s * (position - idle) / workers
