@@ -8,16 +8,16 @@ Channel scores, with x_j the j-th input of a layer's down-projection over the ca
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
-from numpy.typing import NDArray
 
+from fusion_engine.batch import collate
 from fusion_engine.families import Family
+from fusion_engine.packing import Row
 
-Rows = Sequence[NDArray[np.int32]]
 _TOKENS_PER_BATCH = 4096
 
 
@@ -55,8 +55,8 @@ def down_projections(model: Any, family: Family) -> list[torch.nn.Linear]:
 
 
 @torch.no_grad()
-def calibrate(model: Any, family: Family, rows: Rows) -> list[ChannelStatistics]:
-    """Statistics of the inputs of each layer's down-projection over `rows` of token ids."""
+def calibrate(model: Any, family: Family, rows: Sequence[Row]) -> list[ChannelStatistics]:
+    """Statistics of the inputs of each layer's down-projection over `rows`."""
     projections = down_projections(model, family)
     statistics = [ChannelStatistics(module.in_features, module.weight.device) for module in projections]
     handles = [
@@ -64,8 +64,8 @@ def calibrate(model: Any, family: Family, rows: Rows) -> list[ChannelStatistics]
         for module, gathered in zip(projections, statistics, strict=True)
     ]
     try:
-        for batch in batches(rows, model.device):
-            model(input_ids=batch, use_cache=False, logits_to_keep=1)
+        for inputs in batches(rows, model.device):
+            model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
@@ -88,18 +88,18 @@ def best_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def layer_damage(model: Any, family: Family, kept: Sequence[torch.Tensor], rows: Rows) -> list[float]:
+def layer_damage(model: Any, family: Family, kept: Sequence[torch.Tensor], rows: Sequence[Row]) -> list[float]:
     """What each layer alone loses with `kept[layer]` as its only channels: mean KL from the whole model, in nats."""
     projections = down_projections(model, family)
     damage = torch.zeros(len(projections), dtype=torch.float64)
     tokens = 0
-    for batch in batches(rows, model.device, _TOKENS_PER_BATCH // 4):
-        expected = _log_probabilities(model, batch)
+    for inputs in batches(rows, model.device, _TOKENS_PER_BATCH // 4):
+        expected = _log_probabilities(model, inputs)
         for layer, module in enumerate(projections):
             with only_channels(module, kept[layer]):
-                found = _log_probabilities(model, batch)
+                found = _log_probabilities(model, inputs)
             damage[layer] += float(F.kl_div(found, expected, reduction="sum", log_target=True))
-        tokens += batch.numel()
+        tokens += inputs["input_ids"].numel()
     return [float(total) / tokens for total in damage]
 
 
@@ -125,18 +125,17 @@ def choose_layers(damage: Sequence[float], count: int) -> tuple[int, ...]:
     return tuple(sorted(order[:count]))
 
 
-def batches(rows: Rows, device: torch.device, tokens: int = _TOKENS_PER_BATCH) -> Iterator[torch.Tensor]:
-    """Rows of equal length in batches of about `tokens` ids, shape (rows, length)."""
-    start = 0
-    while start < len(rows):
-        length = len(rows[start])
-        end = start + 1
-        while end < len(rows) and len(rows[end]) == length and (end - start + 1) * length <= tokens:
-            end += 1
-        yield torch.from_numpy(np.stack(rows[start:end]).astype(np.int64)).to(device)
-        start = end
+def batches(
+    rows: Sequence[Row], device: torch.device, tokens: int = _TOKENS_PER_BATCH
+) -> Iterator[dict[str, torch.Tensor]]:
+    """What the model's forward takes by name, in batches of rows of equal length: statistics must see no padding."""
+    for length, group in groupby(sorted(rows, key=lambda row: len(row.ids)), key=lambda row: len(row.ids)):
+        equal = list(group)
+        size = max(1, tokens // (length - 1))
+        for start in range(0, len(equal), size):
+            yield collate(equal[start : start + size], length - 1).to(device).inputs
 
 
-def _log_probabilities(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=batch, use_cache=False).logits
+def _log_probabilities(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(**inputs, use_cache=False).logits
     return F.log_softmax(logits.float(), dim=-1)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from fusion_engine.families import Family
-from fusion_engine.importance import Rows, batches, down_projections
+from fusion_engine.importance import batches, down_projections
+from fusion_engine.packing import Row
 
 _GRAM_BYTES = 4 * 2**30  # of Gram matrices held at once; a model that needs more is passed over several times
 # d, as a share of the mean square of a kept channel. 1e-3 gave the same perplexity; more pull guards wide FFNs, for
@@ -24,7 +25,9 @@ _PULL = 1e-2
 
 
 @torch.no_grad()
-def reconstruct(model: Any, family: Family, kept: Sequence[torch.Tensor], rows: Rows) -> dict[str, torch.Tensor]:
+def reconstruct(
+    model: Any, family: Family, kept: Sequence[torch.Tensor], rows: Sequence[Row]
+) -> dict[str, torch.Tensor]:
     """The new down-projections by parameter name, each of shape (hidden, kept channels), fp32, on the CPU."""
     projections = down_projections(model, family)
     channels = projections[0].in_features
@@ -38,7 +41,7 @@ def reconstruct(model: Any, family: Family, kept: Sequence[torch.Tensor], rows: 
     return solved
 
 
-def _gram_matrices(model: Any, projections: Sequence[torch.nn.Linear], rows: Rows) -> list[torch.Tensor]:
+def _gram_matrices(model: Any, projections: Sequence[torch.nn.Linear], rows: Sequence[Row]) -> list[torch.Tensor]:
     grams = [
         torch.zeros(module.in_features, module.in_features, dtype=torch.float64, device=module.weight.device)
         for module in projections
@@ -53,8 +56,8 @@ def _gram_matrices(model: Any, projections: Sequence[torch.nn.Linear], rows: Row
 
     handles = [watch(module, gram) for module, gram in zip(projections, grams, strict=True)]
     try:
-        for batch in batches(rows, model.device):
-            model(input_ids=batch, use_cache=False, logits_to_keep=1)
+        for inputs in batches(rows, model.device):
+            model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import (
+    ContractRun,
     EngineRun,
     ExportSaved,
     FinetuneRun,
@@ -22,6 +23,7 @@ from fusion_core.trainer_protocol import (
 
 from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
+from fusion_engine.contract import contract_job
 from fusion_engine.export import export
 from fusion_engine.finetune import finetune_job
 from fusion_engine.grow import grow
@@ -40,7 +42,7 @@ from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, TrainingData, prepare_data
 
 GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
-_EngineJob = TrainRun | FinetuneRun | SampleRun
+_EngineJob = TrainRun | FinetuneRun | ContractRun | SampleRun
 
 
 def execute(run_dir: Path) -> Outcome:
@@ -49,7 +51,7 @@ def execute(run_dir: Path) -> Outcome:
     Raises what no outcome describes: the attempt has then crashed and may be tried again from its last checkpoint.
     """
     run = read_run(run_dir)
-    if not isinstance(run, TrainRun | FinetuneRun | SampleRun):
+    if not isinstance(run, _EngineJob):
         raise ValueError(f"{run_dir / 'run.json'} is not a job of the engine; `python -m fusion_data` does ingests")
     accelerator = start_accelerator(run, _process_settings(run))
     reporter = Reporter(run_dir, accelerator)
@@ -68,6 +70,8 @@ def _outcome(run_dir: Path, run: _EngineJob, accelerator: Accelerator, reporter:
             return Finished(result=sample_job(run_dir, run, accelerator, reporter))
         if isinstance(run, FinetuneRun):
             return Finished(result=finetune_job(run_dir, run, accelerator, reporter))
+        if isinstance(run, ContractRun):
+            return Finished(result=contract_job(run_dir, run, accelerator, reporter))
         return Finished(result=_train_job(run_dir, run, accelerator, reporter))
     except StoppedError as stop:
         return Stopped(step=stop.step, reason=stop.reason)
@@ -78,6 +82,8 @@ def _outcome(run_dir: Path, run: _EngineJob, accelerator: Accelerator, reporter:
 def _process_settings(run: _EngineJob) -> Hyperparams:
     if isinstance(run, SampleRun):
         return Hyperparams(seed=run.seed, batch_size=run.num_processes)
+    if isinstance(run, ContractRun):
+        return run.hyperparams.healing()
     return run.hyperparams.training() if isinstance(run, FinetuneRun) else run.hyperparams
 
 

@@ -58,7 +58,7 @@ def prepare_data(
             _write_rows(folder, run, base, settings.seq_len)
         except RejectedError as error:
             fault = (error.code, error.message, error.errors)
-    _raise_on_every_rank(fault, accelerator)
+    raise_on_every_rank(fault, accelerator)
     train, heldout, rehearsal, pool, unseen = (PackedRows(folder, name, settings.seq_len) for name in _NAMES)
     _check_length(train, heldout)
     return TrainingData(
@@ -68,7 +68,7 @@ def prepare_data(
     )
 
 
-def _raise_on_every_rank(fault: tuple[Any, ...] | None, accelerator: Accelerator) -> None:
+def raise_on_every_rank(fault: tuple[Any, ...] | None, accelerator: Accelerator) -> None:
     """The main process' fault: the others would wait for it for ever."""
     box = [fault]
     if accelerator.num_processes > 1:

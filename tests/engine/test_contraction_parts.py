@@ -19,11 +19,13 @@ from fusion_engine.importance import (
     layer_damage,
     only_channels,
 )
+from fusion_engine.packing import Row
 from fusion_engine.reconstruct import reconstruct
 from fusion_engine.safetensors_stream import MemoryTensor, StoredTensor, read_header, write_file
 
 LLAMA = FAMILIES["llama"]
-ROWS = [np.random.default_rng(number).integers(0, 24, 17).astype(np.int32) for number in range(40)]
+IDS = np.random.default_rng(0).integers(0, 24, (40, 18)).astype(np.int32)
+ROWS = [Row(ids, np.ones(18, np.bool_), np.arange(18) == 0) for ids in IDS]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_calibration_sees_what_the_down_projections_read_and_leaves_no_hook(mode
     assert [each.count for each in statistics] == [40 * 17] * 3
     seen = []
     handle = down_projections(model, LLAMA)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model(input_ids=torch.from_numpy(np.stack(ROWS).astype(np.int64)))
+    model(input_ids=torch.from_numpy(IDS[:, :-1].astype(np.int64)))
     handle.remove()
     assert torch.allclose(statistics[1].mean, seen[0].reshape(-1, 64).double().mean(0), atol=1e-9)
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -99,7 +101,7 @@ def test_reconstruction_comes_nearer_to_the_whole_layer_than_the_cut_alone(model
     inputs: list[torch.Tensor] = []
     module = down_projections(model, LLAMA)[2]
     handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].reshape(-1, 64)))
-    model(input_ids=torch.from_numpy(np.stack(ROWS).astype(np.int64)))
+    model(input_ids=torch.from_numpy(IDS[:, :-1].astype(np.int64)))
     handle.remove()
     whole = inputs[0] @ module.weight.T
     cut = inputs[0][:, kept[2]] @ module.weight[:, kept[2]].T
