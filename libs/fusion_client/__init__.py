@@ -32,6 +32,8 @@ from fusion_client.errors import (
 from fusion_client.models import (
     BaseModel,
     Dataset,
+    DatasetError,
+    DatasetReport,
     DownloadManifest,
     Estimate,
     Event,
@@ -60,7 +62,9 @@ __all__ = [
     "ConflictError",
     "ConnectionFailedError",
     "Dataset",
+    "DatasetError",
     "DatasetFailedError",
+    "DatasetReport",
     "DeadlineError",
     "DownloadManifest",
     "Estimate",

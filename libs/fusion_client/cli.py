@@ -1,11 +1,12 @@
 """The `fusion` command: datasets, jobs and models from a terminal. Reads FUSION_API_URL and FUSION_API_KEY."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -16,8 +17,7 @@ from fusion_client.errors import ApiError, DatasetFailedError, FusionError
 from fusion_client.models import Dataset, Job
 from fusion_client.progress import watch
 
-_SHOWN_ERRORS = 20
-
+Policy = Annotated[str, typer.Option(help="What a bad row does: fail the dataset, or skip: be left out and counted.")]
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -53,10 +53,15 @@ def _error_lines(error: Exception) -> list[str]:
         lines = [f"{entry.get('pointer', '')}: {entry.get('detail', '')}" for entry in error.errors]
         return lines + ([f"request id {error.request_id}"] if error.request_id else [])
     if isinstance(error, DatasetFailedError):
-        shown = [f"{e.get('file', '')}:{e.get('line', '')}: {e.get('detail', '')}" for e in error.errors]
-        rest = len(shown) - _SHOWN_ERRORS
-        return shown[:_SHOWN_ERRORS] + ([f"and {rest} more"] if rest > 0 else [])
+        return [_fault(entry) for entry in error.errors]
     return []
+
+
+def _fault(entry: Mapping[str, Any]) -> str:
+    """A fault of a dataset in one line, in the form that editors and grep know."""
+    place = ":".join(str(entry[part]) for part in ("file", "line", "column") if entry.get(part) is not None)
+    pointer = f" {entry['pointer']}" if entry.get("pointer") else ""
+    return f"{place}:{pointer} {entry.get('detail', '')}. {entry.get('fix', '')}".rstrip()
 
 
 @contextmanager
@@ -82,25 +87,51 @@ def _time(moment: datetime | None) -> str:
 def upload(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
     name: Annotated[str | None, typer.Option(help="The dataset's name; the first file's name without it.")] = None,
+    policy: Policy = "fail",
     wait: Annotated[bool, typer.Option(help="Wait until every row has been checked.")] = True,
 ) -> None:
-    """Upload files (.jsonl with a string "text" a line, or .txt) as one dataset and print its id."""
+    """Upload files (.jsonl, .csv, .parquet or .txt, also .gz or .zst) as one dataset and print its id."""
     with _session() as client:
         upload_ids = []
         for file in files:
             with _transfer_bar(file.name) as on_progress:
                 upload_ids.append(client.upload(file, on_progress))
-        dataset = client.create_dataset(upload_ids, name)
+        dataset = client.create_dataset(upload_ids, name, policy)
         if wait:
-            with _notes.status("checking every row"):
-                dataset = client.wait_dataset(dataset.id)
+            try:
+                with _notes.status("checking every row"):
+                    dataset = client.wait_dataset(dataset.id)
+            except DatasetFailedError:
+                _notes.print(f"the whole report: fusion report {dataset.id}", highlight=False)
+                raise
         _notes.print(_describe(dataset), markup=False, highlight=False)
         _out.print(dataset.id, highlight=False)
 
 
 def _describe(dataset: Dataset) -> str:
     counts = f", {dataset.rows:,} rows in {dataset.shard_count} shards" if dataset.status == "ready" else ""
-    return f"dataset {dataset.name} {dataset.version}: {dataset.status}{counts}"
+    skipped = f", {dataset.skipped_rows:,} rows skipped" if dataset.skipped_rows else ""
+    return f"dataset {dataset.name} {dataset.version}: {dataset.status}{counts}{skipped}"
+
+
+@app.command()
+def report(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what reading a dataset's files found: rows, duplicates, and what is wrong where."""
+    with _session() as client:
+        found = client.get_dataset_report(dataset)
+    if json:
+        _out.print_json(data=msgspec.to_builtins(found))
+        return
+    types = ", ".join(f"{count:,} {kind}" for kind, count in found.rows_by_type.items())
+    _out.print(f"{found.rows:,} rows ({types or 'none'}), {found.text_bytes:,} bytes of text", highlight=False)
+    _out.print(f"{found.skipped_rows:,} bad rows, {found.duplicate_rows:,} exact duplicates", highlight=False)
+    for error in found.errors:
+        _out.print(_fault(msgspec.to_builtins(error)), markup=False, highlight=False, soft_wrap=True)
+    if found.error_count > len(found.errors):
+        _out.print(f"{found.error_count:,} errors; the first {len(found.errors):,} are listed", highlight=False)
 
 
 @app.command()

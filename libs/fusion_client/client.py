@@ -13,6 +13,7 @@ from fusion_client.event_stream import follow
 from fusion_client.models import (
     BaseModel,
     Dataset,
+    DatasetReport,
     DownloadManifest,
     Estimate,
     Event,
@@ -82,9 +83,13 @@ class Fusion:
         self.put_file(upload, path, content_type, on_progress)
         return upload.upload_id
 
-    def create_dataset(self, upload_ids: Sequence[str], name: str | None = None) -> Dataset:
-        """POST /api/datasets: read, check and shard uploaded files, which takes a while (see wait_dataset)."""
-        body: dict[str, Any] = {"upload_ids": list(upload_ids)} | ({"name": name} if name else {})
+    def create_dataset(self, upload_ids: Sequence[str], name: str | None = None, policy: str | None = None) -> Dataset:
+        """POST /api/datasets: read, check and shard uploaded files, which takes a while (see wait_dataset).
+
+        `policy` says what a bad row does: `fail` the dataset (the default), or `skip`: be left out and counted.
+        """
+        body: dict[str, Any] = {"upload_ids": list(upload_ids)}
+        body |= {key: value for key, value in (("name", name), ("policy", policy)) if value}
         return self._transport.post("/api/datasets", Dataset, body, _new_key())
 
     def get_dataset(self, dataset_id: str) -> Dataset:
@@ -95,8 +100,12 @@ class Fusion:
         """GET /api/datasets, newest first."""
         return self._transport.get_pages("/api/datasets", Dataset, limit)
 
+    def get_dataset_report(self, dataset_id: str) -> DatasetReport:
+        """GET /api/datasets/{id}/report, with all errors that it lists: a thousand at most."""
+        return self._transport.get(f"/api/datasets/{_segment(dataset_id)}/report?limit=1000", DatasetReport)
+
     def wait_dataset(self, dataset_id: str, timeout_s: float = 3600.0, poll_s: float = 1.0) -> Dataset:
-        """Wait until a dataset is ready. Raises DatasetFailedError with every wrong line, or DeadlineError."""
+        """Wait until a dataset is ready. Raises DatasetFailedError with the first wrong lines, or DeadlineError."""
         deadline = time.monotonic() + timeout_s
         while True:
             dataset = self.get_dataset(dataset_id)

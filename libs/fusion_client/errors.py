@@ -86,7 +86,10 @@ class DeadlineError(FusionError):
 
 
 class DatasetFailedError(FusionError):
-    """The dataset's files were read and are not valid. `errors` holds {file, line, detail} of each wrong line."""
+    """The dataset's files were read and are not valid. `errors` holds the first of what is wrong.
+
+    Each is {file, line, rule, detail, fix} with column, offset and pointer where they are known; the report has more.
+    """
 
     def __init__(self, code: str, message: str, errors: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(f"{message} ({code})")

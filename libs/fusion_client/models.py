@@ -71,9 +71,41 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     shard_count: int
     bytes: int
     rows: int = 0
+    skipped_rows: int = 0
     status: str
     created_at: datetime
     error: Failure | None = None
+
+
+class DatasetError(msgspec.Struct, frozen=True, kw_only=True):
+    """A broken rule: its place, what is wrong there and what to do about it."""
+
+    file: str
+    line: int
+    column: int | None = None
+    offset: int | None = None
+    pointer: str | None = None
+    rule: str
+    detail: str
+    fix: str
+
+
+class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What reading a dataset's files found. All errors are counted; `errors` lists the first thousand at most."""
+
+    dataset_id: str
+    status: str
+    policy: str
+    rows: int
+    rows_by_type: dict[str, int]
+    skipped_rows: int
+    duplicate_rows: int
+    text_bytes: int
+    unused_fields: dict[str, int] = {}
+    error_count: int
+    errors_by_rule: dict[str, int]
+    errors: tuple[DatasetError, ...] = ()
+    next_after: int | None = None
 
 
 class PresignedUpload(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ Rate = Annotated[float, Meta(gt=0, le=1)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Precision = Literal["auto", "fp32", "bf16"]
+BadRowPolicy = Literal["fail", "skip"]  # a bad row fails its dataset, or is left out and counted
 
 
 class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,9 +230,10 @@ class SampleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class IngestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an ingest job does: which uploads to read, as (storage key, file name)."""
+    """What an ingest job does: which uploads to read, as (storage key, file name), and what a bad row does."""
 
     uploads: tuple[tuple[str, str], ...]
+    policy: BadRowPolicy = "fail"
     heldout_percent: int = 2
 
 

@@ -27,6 +27,10 @@ class ObjectMissingError(Exception):
     """No object of this key."""
 
 
+class ObjectChangedError(Exception):
+    """An object is no longer the one that was pinned by its ETag."""
+
+
 class ObjectHead(msgspec.Struct, frozen=True):
     size: int
     etag: str
@@ -121,11 +125,17 @@ class Storage:
             await self._client.upload_file(str(path), self._bucket, key)
 
     async def download_file(
-        self, key: str, path: Path, expected: FileEntry | None = None, deadline_s: float = FILE_DEADLINE_S
+        self,
+        key: str,
+        path: Path,
+        expected: FileEntry | None = None,
+        deadline_s: float = FILE_DEADLINE_S,
+        etag: str | None = None,
     ) -> None:
-        """Stream an object to `path`, complete or absent.
+        """Stream an object to `path`, complete or absent; with `etag`, only the object of that ETag.
 
-        Raises ObjectMissingError, ObjectCorruptError when size or hash differ from `expected`, OSError, TimeoutError.
+        Raises ObjectMissingError, ObjectChangedError, ObjectCorruptError when size or hash differ from `expected`,
+        OSError, TimeoutError.
         """
         partial = path.with_name(f".{path.name}.part")
         digest = hashlib.sha256()
@@ -133,7 +143,7 @@ class Storage:
         try:
             async with asyncio.timeout(deadline_s):
                 with partial.open("wb") as file:
-                    async for chunk in self.open(key):
+                    async for chunk in self.open(key, etag):
                         digest.update(chunk)
                         size += len(chunk)
                         await asyncio.to_thread(file.write, chunk)
@@ -155,12 +165,23 @@ class Storage:
             raise
         return ObjectHead(answer["ContentLength"], answer["ETag"])
 
-    async def open(self, key: str) -> AsyncIterator[bytes]:
-        """The object's bytes in chunks. Raises ObjectMissingError."""
+    async def open(self, key: str, etag: str | None = None) -> AsyncIterator[bytes]:
+        """The object's bytes in chunks, all of one version; with `etag`, of that version or of none.
+
+        Raises ObjectMissingError, ObjectChangedError.
+        """
+        pinned = {} if etag is None else {"IfMatch": etag}
         try:
-            answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+            answer = await self._client.get_object(Bucket=self._bucket, Key=key, **pinned)
         except self._client.exceptions.NoSuchKey as error:
             raise ObjectMissingError(key) from error
+        except self._client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+                raise ObjectChangedError(key) from error
+            raise
+        if etag is not None and answer["ETag"] != etag:  # not every S3 knows conditional reads
+            answer["Body"].close()
+            raise ObjectChangedError(key)
         async with answer["Body"] as body:
             async for chunk in body.content.iter_chunked(CHUNK_BYTES):
                 yield chunk

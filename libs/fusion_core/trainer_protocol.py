@@ -19,11 +19,12 @@ import msgspec
 
 from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.growth_plan import GrowthPlan
-from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyperparams
+from fusion_core.job_spec import BadRowPolicy, ContractHyperparams, FinetuneHyperparams, Hyperparams
 
 PROTOCOL_VERSION = 1
 CHECKPOINT_FORMAT_VERSION = 2
 RUN_FILE, EVENTS_FILE, CONTROL_FILE, MANIFEST_FILE = "run.json", "events.jsonl", "control.json", "manifest.json"
+REPORT_FILE = "report.json"  # of an ingest attempt, beside its events: the whole validation report
 
 StopReason = Literal["drain", "cancel", "stop"]
 NoticeCode = Literal["micro_batch_halved", "activation_checkpointing", "rolled_back"]
@@ -114,7 +115,7 @@ class IngestRun(msgspec.Struct, frozen=True, kw_only=True, tag="ingest", forbid_
     job_id: str
     lease_epoch: int
     inputs: tuple[IngestInput, ...]
-    policy: Literal["fail", "skip"] = "fail"
+    policy: BadRowPolicy = "fail"
     heldout_percent: int = 2
     shard_bytes: int = 64 * 1024 * 1024
     protocol_version: int = PROTOCOL_VERSION

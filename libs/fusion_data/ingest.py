@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 from fusion_core.trainer_protocol import (
+    REPORT_FILE,
     EventWriter,
     Finished,
     IngestRun,
@@ -25,7 +26,7 @@ from fusion_data.source import Source
 from fusion_data.split import Split
 from fusion_data.survey import DatasetError, Survey, open_source, survey_files
 
-REPORT_FILE = "report.json"
+_ERRORS_IN_OUTCOME = 20  # a glance; the report has the rest
 _CONTROL_EVERY_S = 0.2
 
 
@@ -69,7 +70,8 @@ def ingest(run_dir: Path) -> None:
         events.emit(Finished(result=_write_shards(run_dir, run, survey, events, watch)))
     except DatasetError as error:
         _write_report(run_dir, error.report)
-        events.emit(Rejected(code=error.code, message=str(error), errors=as_mappings(error.report.errors)))
+        first = as_mappings(error.report.errors[:_ERRORS_IN_OUTCOME])
+        events.emit(Rejected(code=error.code, message=str(error), errors=first))
     except _StopSeenError as stop:
         events.emit(Stopped(step=0, reason=stop.reason))
     finally:
@@ -105,7 +107,6 @@ def _write_shards(
         "bytes": report.text_bytes,
         "shards": train.shards + heldout.shards,
         "files": len(run.inputs),
-        "report": msgspec.to_builtins(report),
     }
 
 

@@ -1,15 +1,14 @@
 """The validation report of a dataset: what was read, what is wrong with it, and what a trainer should know of it."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import msgspec
+from fusion_core.job_spec import BadRowPolicy
 
 from fusion_data.faults import BadRow, Fault
 from fusion_data.rows import Row
 from fusion_data.source import Compression
 
-Policy = Literal["fail", "skip"]
 MAX_REPORTED = 1000
 _MAX_UNUSED_NAMES = 100
 _NAME_CHARACTERS = 64
@@ -46,7 +45,7 @@ class Report(msgspec.Struct, kw_only=True):
     the fields that no training uses; of a hundred names or more, the first hundred are kept.
     """
 
-    policy: Policy = "fail"
+    policy: BadRowPolicy = "fail"
     rows: int = 0
     rows_by_type: dict[str, int] = {}
     skipped_rows: int = 0

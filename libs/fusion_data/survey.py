@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from fusion_core.job_spec import BadRowPolicy
 from fusion_core.trainer_protocol import IngestInput
 
 from fusion_data.duplicates import DuplicateCounter
 from fusion_data.faults import BadRow, bad_row
 from fusion_data.formats import FORMATS, read_rows
 from fusion_data.limits import LIMITS, Limits
-from fusion_data.report import FileReport, Policy, Report, sentence
+from fusion_data.report import FileReport, Report, sentence
 from fusion_data.rows import Row
 from fusion_data.rules import RULES
 from fusion_data.source import Source
@@ -45,7 +46,7 @@ def survey_files(
     inputs: Sequence[IngestInput],
     watch: Watch = lambda _: None,
     *,
-    policy: Policy = "fail",
+    policy: BadRowPolicy = "fail",
     limits: Limits = LIMITS,
     scratch: Path | None = None,
 ) -> Survey:
@@ -117,7 +118,7 @@ def _raise_if_wrong(report: Report, *, is_complete: bool = True) -> None:
     if deciding:
         message = sentence(deciding[0])
         if report.error_count > 1:
-            message += f" {report.error_count} errors were found; {len(report.errors)} are listed."
+            message += f" {report.error_count} errors were found; the report lists {len(report.errors)}."
         raise DatasetError(RULES[deciding[0].rule].code, message, report)
     if is_complete and report.rows < MIN_ROWS:
         skipped = f" ({report.skipped_rows} were skipped)" if report.skipped_rows else ""

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from fusion_core.job_spec import BadRowPolicy
 from fusion_core.trainer_protocol import IngestInput
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fusion_data.report import Policy, Report
+from fusion_data.report import Report
 from fusion_data.source import Source
 from fusion_data.survey import DatasetError, survey_files
 
@@ -19,7 +20,7 @@ OK, WRONG, NO_FILE = 0, 1, 2
 _PROGRESS_EVERY = 1000  # rows
 
 
-def validate(files: Sequence[Path], policy: Policy, shown_errors: int, report_file: Path | None) -> int:
+def validate(files: Sequence[Path], policy: BadRowPolicy, shown_errors: int, report_file: Path | None) -> int:
     """Print the report, write it to `report_file` if that is given, and answer the exit status."""
     out, notes = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
     missing = [str(file) for file in files if not file.is_file()]

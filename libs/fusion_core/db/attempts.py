@@ -291,9 +291,17 @@ async def complete_training(conn: Connection, attempt: Attempt, model: NewModel,
 
 
 async def complete_ingest(
-    conn: Connection, attempt: Attempt, shards: Sequence[NewShard], rows: int, heldout_rows: int
+    conn: Connection,
+    attempt: Attempt,
+    shards: Sequence[NewShard],
+    rows: int,
+    heldout_rows: int,
+    report: dict[str, Any] | None = None,
 ) -> JobRow:
-    """Shards, `ready` and the event as one transaction. Repeatable. Raises LeaseLostError, or CancelPendingError."""
+    """Shards, report, `ready` and the event as one transaction. Repeatable.
+
+    Raises LeaseLostError, or CancelPendingError.
+    """
     try:
         async with fenced(conn, attempt) as job:
             if job.cancel_requested_at is not None:
@@ -317,6 +325,8 @@ async def complete_ingest(
                 rows=rows,
                 heldout_rows=heldout_rows,
             )
+            if report is not None:
+                await queries.insert_dataset_report(conn, dataset_id=job.dataset_id, report=report)
             completed = await queries.complete_job(conn, **attempt.fence, output_model_id=None, result=None)
             await record_event(conn, job, "completed", {"dataset_id": str(job.dataset_id)})
             return JobRow.of(completed)
@@ -327,13 +337,25 @@ async def complete_ingest(
         return done
 
 
-async def fail(conn: Connection, attempt: Attempt, code: str, message: str, errors: Sequence[Any] = ()) -> JobRow:
-    """An error that no retry can mend. A pending cancel is honoured first. Raises LeaseLostError."""
+async def fail(
+    conn: Connection,
+    attempt: Attempt,
+    code: str,
+    message: str,
+    errors: Sequence[Any] = (),
+    report: dict[str, Any] | None = None,
+) -> JobRow:
+    """An error that no retry can mend; `report` is that of a dataset's files. A pending cancel is honoured first.
+
+    Raises LeaseLostError.
+    """
     async with fenced(conn, attempt) as job:
         if job.cancel_requested_at is not None:
             cancelled = await obey_pending(conn, job)
             if cancelled is not None:
                 return cancelled
+        if report is not None:
+            await queries.insert_dataset_report(conn, dataset_id=job.dataset_id, report=report)
         return await end_failed(conn, job, {"code": code, "message": message, "errors": list(errors)})
 
 

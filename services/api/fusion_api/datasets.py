@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.jobs import NewJob, submit_job
 from fusion_core.db.pool import Connection, queries
-from fusion_core.job_spec import IngestSpec
+from fusion_core.job_spec import BadRowPolicy, IngestSpec
 from fusion_core.storage import ObjectHead
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
@@ -20,22 +20,29 @@ from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown
+from fusion_api.uploads import check_room
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class CreateDataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`policy`: a bad row fails the dataset, or is left out and counted."""
+
     upload_ids: Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=100)]
     name: Name | None = None
+    policy: BadRowPolicy = "fail"
 
 
 class Dataset(msgspec.Struct, frozen=True):
+    """`skipped_rows` are the bad rows that were left out; the report has them, and `error` a few of them."""
+
     id: UUID
     name: str
     version: str
     shard_count: int
     bytes: int
     rows: int
+    skipped_rows: int
     status: str
     created_at: datetime
     error: dict[str, Any] | None
@@ -49,6 +56,7 @@ def _dataset(row: Any) -> Dataset:
         shard_count=row["shard_count"],
         bytes=row["bytes"],
         rows=row["rows"],
+        skipped_rows=row["skipped_rows"],
         status=row["status"],
         created_at=shown(row["created_at"]),
         error=row["error"],
@@ -119,11 +127,18 @@ async def _make(data: CreateDataset, once: Once, services: Services, caller: Cal
     heads = await _pin(services, uploads)
     name = data.name or PurePosixPath(uploads[0]["filename"]).stem or "dataset"
 
+    # Those that did not say how large they would be; the others were counted when they were announced.
+    unannounced = sum(head.size for upload, head in zip(uploads, heads, strict=True) if upload["size"] is None)
+
     async def insert(connection: Connection) -> UUID:
+        await queries.lock_account(connection, account_id=caller.account_id)
+        stored = await queries.storage_of_account(connection, account_id=caller.account_id)
+        check_room(stored["bytes"], unannounced, services.settings.storage_quota_bytes, "/upload_ids")
         await queries.lock_dataset_name(connection, account_id=caller.account_id, name=name)
         row = await queries.insert_dataset(connection, account_id=caller.account_id, name=name)
         await _consume(connection, row["id"], uploads, heads)
-        spec = IngestSpec(uploads=tuple((upload["s3_key"], upload["filename"]) for upload in uploads))
+        named = tuple((upload["s3_key"], upload["filename"]) for upload in uploads)
+        spec = IngestSpec(uploads=named, policy=data.policy)
         pool = services.settings.ingest_pool
         new = NewJob(account_id=caller.account_id, type="ingest", spec=spec, pool=pool, dataset_id=row["id"])
         await submit_job(connection, new)

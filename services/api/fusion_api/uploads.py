@@ -50,9 +50,14 @@ async def check_quota(connection: Connection, services: Services, caller: Caller
     stored, settings = await queries.storage_of_account(connection, account_id=caller.account_id), services.settings
     if stored["open_uploads"] >= settings.max_open_uploads:
         raise ProblemError("quota_exceeded", f"{stored['open_uploads']} uploads are waiting to become datasets")
-    if stored["bytes"] + size > settings.storage_quota_bytes:
-        detail = f"{stored['bytes']} bytes are stored and {settings.storage_quota_bytes} allowed"
-        raise ProblemError("quota_exceeded", detail, [FieldError("/size", f"{size} more do not fit")])
+    check_room(stored["bytes"], size, settings.storage_quota_bytes, "/size")
+
+
+def check_room(stored: int, more: int, allowed: int, pointer: str) -> None:
+    """Whether so many more bytes fit. Raises ProblemError quota_exceeded."""
+    if stored + more > allowed:
+        detail = f"{stored} bytes are stored and {allowed} allowed"
+        raise ProblemError("quota_exceeded", detail, [FieldError(pointer, f"{more} more do not fit")])
 
 
 @post("/uploads/presign", guards=[needs("datasets")], status_code=200, summary="Presign an upload")

@@ -15,7 +15,7 @@ from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError,
 from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
-from fusion_core.trainer_protocol import Finished, Manifest, Rejected, Stopped, write_control
+from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Rejected, Stopped, write_control
 
 from fusion_worker.events_pump import EventsPump
 from fusion_worker.heartbeat import Heartbeat
@@ -130,7 +130,7 @@ class AttemptRunner:
         outcome = self._pump.outcome
         if isinstance(outcome, Rejected):
             log.warning("attempt_rejected", code=outcome.code, message=outcome.message)
-            await self._persist(attempts.fail, outcome.code, outcome.message, outcome.errors)
+            await self._persist(attempts.fail, outcome.code, outcome.message, outcome.errors, self._report())
             return
         if outcome is None:
             await self._crashed()
@@ -201,7 +201,12 @@ class AttemptRunner:
         heldout = sum(saved.rows for saved in self._pump.shards if saved.split == "heldout")
         rows = sum(saved.rows for saved in self._pump.shards)
         log.info("ingest_read", **{key: value for key, value in result.items() if isinstance(value, int)})
-        await self._persist(attempts.complete_ingest, shards, rows, heldout)
+        await self._persist(attempts.complete_ingest, shards, rows, heldout, self._report())
+
+    def _report(self) -> dict[str, Any] | None:
+        """The validation report of an ingest; None for other work."""
+        path = self._run_dir / REPORT_FILE
+        return json.loads(path.read_bytes()) if self._job.type == "ingest" and path.exists() else None
 
     # -- crashes -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,13 @@ from fusion_core.db.attempts import Attempt, Checkpoint
 from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import ContractSpec, FinetuneSpec, IngestSpec, SampleSpec, TrainSpec, read_customer_spec
-from fusion_core.storage import ObjectCorruptError, ObjectMissingError, Storage
+from fusion_core.storage import (
+    FILE_DEADLINE_S,
+    ObjectChangedError,
+    ObjectCorruptError,
+    ObjectMissingError,
+    Storage,
+)
 from fusion_core.trainer_protocol import (
     CHECKPOINT_FORMAT_VERSION,
     MANIFEST_FILE,
@@ -32,6 +38,7 @@ from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
+SLOWEST_DOWNLOAD = 5 * 2**20  # bytes a second that an upload of any size must come with
 
 
 class UploadRejectedError(Exception):
@@ -180,23 +187,29 @@ class Stager:
                 return str(folder)
         return None
 
+    async def _fetch_upload(self, row: Any, path: Path) -> None:
+        """One read of the object that was registered: its URL may still take another. Raises UploadRejectedError."""
+        deadline_s = FILE_DEADLINE_S + row["size"] / SLOWEST_DOWNLOAD
+        try:
+            await self._storage.download_file(row["s3_key"], path, deadline_s=deadline_s, etag=row["etag"])
+        except ObjectMissingError:
+            raise UploadRejectedError("upload_missing", f"{row['filename']} is gone; upload it again") from None
+        except ObjectChangedError:
+            message = f"{row['filename']} changed after it was registered; upload and register it again"
+            raise UploadRejectedError("upload_changed", message) from None
+
     async def _ingest(self, job: JobRow, run_dir: Path) -> IngestRun:
         spec = msgspec.convert(job.spec, IngestSpec)
         inputs = []
         for number, row in enumerate(await self._rows(queries.uploads_of_dataset, dataset_id=job.dataset_id)):
-            head = await self._storage.head(row["s3_key"])
-            if head is None:
-                raise UploadRejectedError("upload_missing", f"{row['filename']} is gone; upload it again")
-            if (head.size, head.etag) != (row["size"], row["etag"]):
-                message = f"{row['filename']} changed after it was registered; upload and register it again"
-                raise UploadRejectedError("upload_changed", message)
             path = run_dir / "inputs" / f"{number:05d}"
             path.parent.mkdir(exist_ok=True)
-            await self._storage.download_file(row["s3_key"], path)
+            await self._fetch_upload(row, path)
             inputs.append(IngestInput(str(path), row["filename"]))
         return IngestRun(
             job_id=str(job.id),
             lease_epoch=job.lease_epoch,
             inputs=tuple(inputs),
+            policy=spec.policy,
             heldout_percent=spec.heldout_percent,
         )

@@ -111,18 +111,52 @@ def test_upload_waits_and_names_every_wrong_line(server, fusion, tmp_path):
     server.routes["POST /api/uploads/presign"] = [as_json(presigned)]
     server.routes["PUT /bucket/x"] = [Answer(200)]
     server.routes["POST /api/datasets"] = [as_json(dataset("validating"), 201)]
-    errors = [{"file": "train.jsonl", "line": n, "detail": "not JSON"} for n in range(1, 31)]
+    place = {
+        "file": "train.jsonl",
+        "column": 1,
+        "rule": "invalid_json",
+        "detail": "not JSON",
+        "fix": "Write one object.",
+    }
+    errors = [place | {"line": n} for n in range(1, 21)]
     failure = {"code": "invalid_row", "message": "30 lines are wrong", "errors": errors}
     server.routes["GET /api/datasets/d-1"] = [as_json(dataset("failed", error=failure))]
     done = fusion("upload", path)
     assert done.exit_code == 1
     assert "error: 30 lines are wrong (invalid_row)" in done.stderr
-    assert "train.jsonl:20: not JSON" in done.stderr
-    assert "and 10 more" in done.stderr
-    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("ready", rows=7, shard_count=2))]
-    done = fusion("upload", path, "--name", "mine")
+    assert "train.jsonl:20:1: not JSON. Write one object." in done.stderr
+    assert "the whole report: fusion report d-1" in done.stderr
+    server.routes["GET /api/datasets/d-1"] = [as_json(dataset("ready", rows=7, shard_count=2, skipped_rows=3))]
+    done = fusion("upload", path, "--name", "mine", "--policy", "skip")
     assert (done.exit_code, done.stdout) == (0, "d-1\n")
-    assert [a.json for a in server.asked if a.path == "/api/datasets"][-1] == {"upload_ids": ["u-1"], "name": "mine"}
+    assert "7 rows in 2 shards, 3 rows skipped" in done.stderr
+    made = [a.json for a in server.asked if a.path == "/api/datasets"][-1]
+    assert made == {"upload_ids": ["u-1"], "name": "mine", "policy": "skip"}
+
+
+def test_a_report_is_shown_for_people_and_as_json(server, fusion):
+    error = {"file": "a.jsonl", "line": 3, "pointer": "/text", "rule": "wrong_type", "detail": "this is a number"}
+    report = {
+        "dataset_id": "d-1",
+        "status": "failed",
+        "policy": "fail",
+        "rows": 1200,
+        "rows_by_type": {"text": 1200},
+        "skipped_rows": 1500,
+        "duplicate_rows": 2,
+        "text_bytes": 9,
+        "error_count": 1500,
+        "errors_by_rule": {"wrong_type": 1500},
+        "errors": [error | {"fix": "Write a string."}],
+        "next_after": None,
+    }
+    server.routes["GET /api/datasets/d-1/report"] = [as_json(report)]
+    done = fusion("report", "d-1")
+    assert done.exit_code == 0
+    assert "1,200 rows (1,200 text), 9 bytes of text\n1,500 bad rows, 2 exact duplicates" in done.stdout
+    assert "a.jsonl:3: /text this is a number. Write a string.\n1,500 errors; the first 1 are listed" in done.stdout
+    shown = json.loads(fusion("report", "d-1", "--json").stdout)
+    assert shown["errors"][0]["line"] == 3
 
 
 def test_refusals_show_every_field_and_the_request_id(server, fusion):

@@ -119,6 +119,10 @@ where id = :dataset_id and status = 'validating';
 -- name: dataset_failed(error, dataset_id)!
 update datasets set status = 'failed', error = :error where id = :dataset_id and status = 'validating';
 
+-- name: insert_dataset_report(dataset_id, report)!
+with kept as (insert into dataset_reports (dataset_id, report) values (:dataset_id, :report))
+update datasets set skipped_rows = (:report::jsonb ->> 'skipped_rows')::bigint where id = :dataset_id;
+
 -- name: base_of_job(job_id)^
 -- The folder a job starts from: a catalog base model, or a model of the account's own.
 select b.s3_prefix, b.manifest, b.config, b.rehearsal, b.id as base_model_id, null::uuid as parent_model_id

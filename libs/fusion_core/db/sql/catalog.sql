@@ -112,8 +112,12 @@ select id, status from datasets where account_id = :account_id and id = :dataset
 select exists (select from jobs where dataset_id = :dataset_id and state in ('queued', 'running', 'stopped'));
 
 -- name: delete_dataset(dataset_id)!
--- Its shards are no longer named and will be pruned.
+-- Its shards are no longer named and will be pruned; its report, which quotes the rows, goes at once.
+with gone as (delete from dataset_reports where dataset_id = :dataset_id)
 update datasets set status = 'deleted', error = null where id = :dataset_id;
+
+-- name: get_dataset_report(dataset_id)$
+select report from dataset_reports where dataset_id = :dataset_id;
 
 -- name: get_dataset_tokens(dataset_id, tokenizer_sha256)^
 select tokens, exact from dataset_tokens where dataset_id = :dataset_id and tokenizer_sha256 = :tokenizer_sha256;
