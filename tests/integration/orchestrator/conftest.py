@@ -19,6 +19,8 @@ from fusion_core.webhooks import EVENT_TYPES
 from fusion_orchestrator.doorbell import QUEUE_PREFIX, connect_redis
 from fusion_orchestrator.settings import OrchestratorSettings
 
+from .webhook_receiver import Receiver
+
 
 class World:
     """Ingest jobs, the simplest kind, in a pool of their own, since tests share one Valkey."""
@@ -108,6 +110,12 @@ async def world(database_url: str, redis_url: str) -> AsyncIterator[World]:
     await redis.aclose()
     async with asyncio.timeout(10):
         await pool.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture

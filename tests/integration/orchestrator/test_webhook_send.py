@@ -1,16 +1,14 @@
 """One attempt over real sockets: where it connects, what it sends, what it makes of answers, what it never does."""
 
 import asyncio
-import shutil
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
@@ -51,12 +49,6 @@ class Names:
     async def __call__(self, host: str, _port: int) -> list[str]:
         self.asked.append(host)
         return self.answers.pop(0)
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
 
 
 async def test_what_is_sent(receiver: Receiver) -> None:
@@ -237,25 +229,38 @@ async def test_a_url_that_was_taken_under_another_policy_is_refused(receiver: Re
 # -- TLS -------------------------------------------------------------------------------------------------------------
 
 
+class LocalCa(NamedTuple):
+    """A certificate authority, and a certificate that it signed for hooks.test."""
+
+    root: Path
+    certificate: Path
+    key: Path
+
+
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for hooks.test, signed by itself, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
+def local_ca(tmp_path_factory: pytest.TempPathFactory) -> LocalCa:
     folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=hooks.test"]
-    argv += ["-addext", "subjectAltName=DNS:hooks.test", "-keyout", str(key), "-out", str(certificate)]
+    made = LocalCa(*(folder / name for name in ("root.pem", "certificate.pem", "key.pem")))
+    root_key = folder / "root.key"
+    openssl(made.root, root_key, "/CN=root", "basicConstraints=critical,CA:TRUE")
+    signed_by_root = ("-CA", str(made.root), "-CAkey", str(root_key))
+    openssl(made.certificate, made.key, "/CN=elsewhere.test", "subjectAltName=DNS:hooks.test", *signed_by_root)
+    return made
+
+
+def openssl(certificate: Path, key: Path, subject: str, extension: str, *options: str) -> None:
+    """A new key and its certificate, good for two days."""
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject, *options]
+    argv += ["-addext", extension, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(argv, check=True, capture_output=True, timeout=60)
-    return certificate, key
 
 
-async def test_tls_is_verified_against_the_name_of_the_url(certificate: tuple[Path, Path]) -> None:
+async def test_tls_is_verified_against_the_name_of_the_url(local_ca: LocalCa) -> None:
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(*certificate)
+    server.load_cert_chain(local_ca.certificate, local_ca.key)
     asked_for: list[str | None] = []
     server.sni_callback = lambda _socket, name, _context: asked_for.append(name)
-    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    trusting = ssl.create_default_context(cafile=str(local_ca.root))
     policy = TargetPolicy.of(allow_http=False, allow_private="127.0.0.1")
     async with Receiver(server) as receiver:
 
@@ -268,6 +273,7 @@ async def test_tls_is_verified_against_the_name_of_the_url(certificate: tuple[Pa
 
         assert await send_to("hooks.test", trusting) == "delivered"
         assert asked_for == ["hooks.test"]
-        assert "certificate" in (await send_to("other.test", trusting)).lower()
+        for stranger in ("other.test", "elsewhere.test", "127.0.0.1"):
+            assert "certificate" in (await send_to(stranger, trusting)).lower()
         assert "certificate" in (await send_to("hooks.test", None)).lower()
         assert len(receiver.received) == 1

@@ -45,6 +45,7 @@ class Deliverer:
                 delivery = await webhooks.claim(conn, delivery_id, lease_s=_LEASE_S)
             if delivery is None:
                 return
+            failpoints.hit("webhook_claimed")
             answer = await self._sender.send(delivery)
             failpoints.hit("webhook_sent")
             async with self._pool.acquire() as conn:
@@ -72,6 +73,7 @@ class Dispatcher:
         async with self._pool.acquire() as conn:
             while await webhooks.fan_out(conn, limit=_FAN_OUT) == _FAN_OUT:
                 pass
+            failpoints.hit("webhook_fanned_out")
             if self._deliverer is None:
                 return
             due = await webhooks.ring_due(conn, again_s=self._again_s, limit=self._batch)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 
 import aiohttp
 import msgspec
+import structlog
 from fusion_core.db.webhooks import SNIPPET_LENGTH, Answer, Delivery
 from fusion_core.webhook_targets import RefusedTargetError, TargetPolicy
 from fusion_core.webhooks import MAX_ATTEMPTS, endpoint_secret, retry_delay_s, signed_headers
@@ -29,6 +30,8 @@ _MAX_ERROR_LENGTH = 500
 _GONE = 410
 _HONOUR_RETRY_AFTER = (429, 503)
 _USER_AGENT = f"Fusion-Webhooks/{version('fusion')}"
+
+log = structlog.get_logger()
 
 
 class Sender:
@@ -53,6 +56,9 @@ class Sender:
             return _failure(delivery, f"no complete answer within {DEADLINE_S:.0f} seconds")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _failure(delivery, f"{type(error).__name__}: {error}")
+        except Exception:  # a bug of ours must not send one message for ever: it keeps to the schedule too
+            log.exception("webhook_attempt_broke", delivery_id=str(delivery.id))
+            return _failure(delivery, "something broke on our side")
 
     async def _post(self, delivery: Delivery) -> Answer:
         url = URL(delivery.url)
@@ -130,6 +136,6 @@ def _retry_after_s(value: str | None) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):  # the latter for a year of twenty digits
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -10,13 +10,16 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from fusion_core.webhook_targets import RefusedTargetError, TargetPolicy
 from yarl import URL
 
 LOOKUP_DEADLINE_S = 5.0
+MAX_RECEIVED = 2**20  # of everything that a receiver sends, its head included
 _MAX_ADDRESSES = 16
 _FREE_LOOKUPS = threading.BoundedSemaphore(256)
 
@@ -105,8 +108,24 @@ class _Pinned(AbstractResolver):
         """There is nothing to close."""
 
 
+class _Bounded(ResponseHandler):
+    """Drops a connection that has brought too much. aiohttp bounds lines, headers and what it buffers; not the empty
+    lines, interim answers and chunk extensions that it skips, which would keep us busy until the deadline.
+    """
+
+    _left = MAX_RECEIVED
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left >= 0:
+            super().data_received(data)
+        elif self.transport is not None:
+            self.transport.abort()
+
+
 def pinned_connector(addresses: Sequence[str], tls: ssl.SSLContext) -> aiohttp.TCPConnector:
-    """Connects to these addresses and to no other, whatever it is asked for, with the URL's host as TLS server name.
+    """Connects to these addresses and to no other, whatever it is asked for, with the URL's host as TLS server name;
+    takes MAX_RECEIVED bytes at most.
 
     aiohttp takes an address in a URL as it stands, without a resolver: hence the check at the socket, too.
     """
@@ -117,7 +136,7 @@ def pinned_connector(addresses: Sequence[str], tls: ssl.SSLContext) -> aiohttp.T
             raise RefusedTargetError(f"{address[0]} was not checked")
         return socket.socket(family, kind, protocol)
 
-    return aiohttp.TCPConnector(
+    connector = aiohttp.TCPConnector(
         resolver=_Pinned(addresses),
         use_dns_cache=False,
         force_close=True,
@@ -125,3 +144,5 @@ def pinned_connector(addresses: Sequence[str], tls: ssl.SSLContext) -> aiohttp.T
         ssl=tls,
         socket_factory=open_socket,
     )
+    connector._factory = partial(_Bounded, asyncio.get_running_loop())  # type: ignore[assignment]  # its own base
+    return connector
