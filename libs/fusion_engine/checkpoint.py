@@ -19,10 +19,10 @@ import msgspec
 import torch
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, Manifest
+from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, Manifest
 from safetensors.torch import load_file
 
-from fusion_engine.files import complete_or_absent, write_manifest
+from fusion_engine.files import build_manifest, complete_or_absent, write_manifest
 from fusion_engine.progress import Progress
 from fusion_engine.safetensors_stream import MemoryTensor, write_file
 
@@ -100,6 +100,18 @@ def read_state(folder: Path, identity: str, hyperparams: Hyperparams, world_size
     if found != wanted:
         raise CheckpointError(f"{folder} belongs to another job: it has {found}, this job {wanted}")
     return state
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder of them; one whose files are not what its manifest says is passed over."""
+    for candidate in sorted(folder.glob("[0-9]*"), reverse=True):
+        try:
+            manifest = msgspec.json.decode((candidate / MANIFEST_FILE).read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError):
+            continue
+        if build_manifest(candidate) == manifest:
+            return candidate
+    return None
 
 
 def read_tensors(folder: Path, shapes: Mapping[str, torch.Size]) -> TrainedTensors:

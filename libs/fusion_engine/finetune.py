@@ -16,6 +16,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.summary import measure, training_summary
 from fusion_engine.train import Subject, Trainer
+from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, prepare_data
 
 EXPORT_FOLDER, TOKENS_FOLDER = "export", "tokens"
@@ -57,6 +58,7 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         manifest = write_export(base, merged_tensors(base, adapters), base.config, folder)
+        manifest = add_curve(folder, manifest, progress)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=params))
     accelerator.wait_for_everyone()
     sizes = {"params_before": params, "params_after": params, "lora_rank": run.hyperparams.lora_rank}

@@ -52,6 +52,8 @@ def test_a_finetune_learns_and_exports_the_base_with_its_adapters_merged(
     assert result["perplexity_after"] < 0.7 * result["perplexity_before"]
     assert result["params_before"] == result["params_after"] == of_type(run_dir, "ExportSaved")[0].params
     assert (result["lora_rank"], result["tokens"]) == (4, 12 * 4 * 16)
+    files = {file.rel for file in of_type(run_dir, "ExportSaved")[0].manifest.files}
+    assert set(result["training_curve"].values()) <= files
     base, found = (load_file(folder / "model.safetensors") for folder in (tiny_base, run_dir / "export"))
     assert base.keys() == found.keys(), "no adapter is left in the export"
     changed = {name for name in base if not torch.equal(base[name], found[name])}

@@ -222,18 +222,3 @@ def test_under_accelerate_with_a_full_disk_then_again(make_run: MakeRun, undistu
     del environment["FUSION_FAILPOINT"]
     subprocess.run(launch, env=environment, capture_output=True, timeout=200, check=True)
     assert exported(again) == exported(undisturbed)
-
-
-def test_two_processes_train_one_model(make_run: MakeRun) -> None:
-    """torch.distributed.run on two CPU processes; a launch with the wrong number of processes is refused."""
-    run_dir = make_run("two", num_processes=2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    launch += ["-m", "fusion_engine", str(run_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert finished.returncode == 0, finished.stderr
-    result = outcome(run_dir).result
-    assert result["reproducibility"]["world_size"] == 2
-    assert result["perplexity_after"] < result["perplexity_before"]
-    with pytest.raises(ValueError, match=r"run\.json asks for 2"):
-        execute(make_run("alone", num_processes=2))

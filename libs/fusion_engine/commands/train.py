@@ -1,0 +1,219 @@
+"""`fusion-engine train`: grow a model and train what was added, on this machine, from JSONL to a model folder."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fusion_core.job_spec import Hyperparams
+from fusion_core.trainer_protocol import (
+    EventReader,
+    Finished,
+    Outcome,
+    Rejected,
+    SampleRun,
+    TrainRun,
+    write_control,
+    write_run,
+)
+
+from fusion_engine.commands import Subparsers
+from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from
+from fusion_engine.model_config import plan_of, read_config
+from fusion_engine.outcomes import RejectedError
+
+_STOPPED_EXIT = 130
+_DESCRIPTION = """\
+Grow SRC, train it on DATA and write the result to DST, an ordinary Hugging Face folder. SRC is only read.
+
+DATA is JSONL with a row on each line, or plain text with a row a paragraph; a folder means its .jsonl and .txt files.
+  {"text": "..."}                                    text to learn
+  {"prompt": "...", "completion": "..."}             only the completion is learned
+  {"messages": [{"role": "user", "content": ...}]}   only the assistant's turns are learned; needs a chat template
+Two rows of a hundred are held out, and the perplexity on them is printed as training goes.
+
+By default only the added layers learn and a fifth of the rows rehearse text that SRC wrote itself, so that SRC's
+knowledge stays. That text is sampled first (--pool-rows); --pool takes one that another training has sampled.
+
+Ctrl-C saves a checkpoint and stops; the same command goes on from there and ends with the same weights as if nothing
+had happened. What that needs is kept in DST.run and deleted at the end.
+"""
+_EPILOG = """\
+examples:
+  fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours                      the defaults: 6 cycles of 1000 updates
+  fusion-engine train ./Llama-3.2-1B *.jsonl ./ours --turns 3 --batch-size 8 --seq-len 1024
+  fusion-engine train ./ours more.jsonl ./ours2 --growth-factor 1.0 --train-scope all     no growth, everything learns
+  fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours --processes 8        one process for each GPU
+
+Every hyperparameter has its reasons in docs/training.md.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="grow a model and train it on JSONL",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="SRC", type=Path, help="a model folder: config.json, safetensors, tokenizer")
+    parser.add_argument("data", metavar="DATA", type=Path, nargs="+", help="files or folders")
+    parser.add_argument("destination", metavar="DST", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--heldout", metavar="FILE", type=Path, help="JSONL to measure on, in place of a part of DATA")
+    parser.add_argument("--rehearsal", metavar="FILE", type=Path, action="append", default=[], help="JSONL to rehearse")
+    parser.add_argument("--pool", metavar="FILE", type=Path, action="append", default=[], help="text sampled from SRC")
+    parser.add_argument(
+        "--pool-rows", metavar="N", type=int, default=768, help="rows to sample from SRC where none are given; 0: none"
+    )
+    parser.add_argument("--processes", metavar="N", type=int, default=1, help="processes, one for each GPU")
+    parser.add_argument("--threads", metavar="N", type=int, default=_cores(), help="CPU threads of each (%(default)s)")
+    parser.add_argument(
+        "--checkpoint-every", metavar="S", type=float, default=120.0, help="seconds between checkpoints (%(default)s)"
+    )
+    add_hyperparam_options(parser, Hyperparams, "output_name")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    hyperparams = hyperparams_from(arguments, Hyperparams)
+    config = read_config(arguments.model)
+    plan = plan_of(
+        config,
+        growth_factor=hyperparams.growth_factor,
+        layers_added=hyperparams.layers_added,
+        axis=hyperparams.growth_axis,
+        placement="even" if hyperparams.growth_placement == "even" else "upper",
+    )
+    _check_paths(arguments)
+
+    from fusion_engine.commands.watch import watched
+    from fusion_engine.commands.work_folder import split_rows, write_attempt
+    from fusion_engine.local_shards import local_shards
+
+    destination = arguments.destination.resolve()
+    folder = destination.with_name(f"{destination.name}.run")
+    train, heldout = split_rows(local_shards(arguments.data, _made(folder / "text")), folder / "data")
+    run = TrainRun(
+        job_id=destination.name,
+        lease_epoch=1,
+        base_dir=str(arguments.model.resolve()),
+        base_name=arguments.model.resolve().name,
+        output_name=destination.name,
+        dataset_name=", ".join(path.name for path in arguments.data),
+        train_shards=(str(train),),
+        heldout_shards=(str(arguments.heldout.resolve() if arguments.heldout else heldout),),
+        rehearsal_files=tuple(str(path.resolve()) for path in arguments.rehearsal),
+        pool_files=_pool(arguments, hyperparams, folder),
+        checkpoint_every_s=arguments.checkpoint_every,
+        num_processes=arguments.processes,
+        threads=arguments.threads,
+        hyperparams=hyperparams,
+        growth_plan=plan,
+    )
+    checkpoint = write_attempt(folder, run)
+    first_step = int(checkpoint.name) if checkpoint is not None else 0
+    with watched(folder, hyperparams.total_steps, first_step), _interrupt_stops(folder):
+        outcome = _execute(folder, arguments.processes)
+    return _conclude(outcome, folder, destination)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    if arguments.destination.exists():
+        raise RejectedError("validation_failed", f"{arguments.destination} exists; name a folder that does not")
+    given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
+    missing = [str(path) for path in given if not path.exists()]
+    if missing:
+        raise RejectedError("inputs_unavailable", f"there is no such file: {', '.join(missing)}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pool(arguments: argparse.Namespace, hyperparams: Hyperparams, folder: Path) -> tuple[str, ...]:
+    """Pool files to rehearse: those given, or one sampled from the base now if it was not before."""
+    if arguments.pool or arguments.rehearsal or not arguments.pool_rows or not hyperparams.replay_fraction:
+        return tuple(str(path.resolve()) for path in arguments.pool)
+
+    from fusion_engine.run import execute
+    from fusion_engine.sample import POOL_FILE, POOL_FOLDER
+
+    sampling = folder / f"sample-{arguments.pool_rows}-{hyperparams.seq_len}-{hyperparams.seed}"
+    pool = sampling / POOL_FOLDER / POOL_FILE
+    if not pool.exists():
+        sampling.mkdir(parents=True, exist_ok=True)
+        print(f"sampling {arguments.pool_rows} rows of text from {arguments.model} to rehearse", file=sys.stderr)
+        run = SampleRun(
+            job_id="pool",
+            lease_epoch=1,
+            base_dir=str(arguments.model.resolve()),
+            threads=arguments.threads,
+            rows=arguments.pool_rows,
+            seq_len=hyperparams.seq_len,
+            seed=hyperparams.seed,
+        )
+        write_run(sampling, run)
+        outcome = execute(sampling)
+        if isinstance(outcome, Rejected):
+            raise RejectedError(outcome.code, outcome.message, outcome.errors)
+    return (str(pool),)
+
+
+def _execute(folder: Path, processes: int) -> Outcome | None:
+    """The outcome; None where the processes of a group ended without one."""
+    if processes == 1:
+        from fusion_engine.run import execute
+
+        return execute(folder)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    subprocess.run([*launch, "-m", "fusion_engine", str(folder)], check=False, start_new_session=True)
+    last = [event for _, event in EventReader(folder).read()][-1:]
+    return last[0] if last and isinstance(last[0], Outcome) else None
+
+
+@contextmanager
+def _interrupt_stops(folder: Path) -> Iterator[None]:
+    """Have the first Ctrl-C save and stop, and the second interrupt as usual."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        print("stopping at a checkpoint; Ctrl-C again to stop without", file=sys.stderr)
+        write_control(folder, "stop")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _conclude(outcome: Outcome | None, folder: Path, destination: Path) -> int:
+    if outcome is None:
+        print("fusion_engine: the processes died; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    if isinstance(outcome, Rejected):
+        raise RejectedError(outcome.code, outcome.message, outcome.errors)
+    if not isinstance(outcome, Finished):
+        print(f"stopped after step {outcome.step}; the same command goes on from there", file=sys.stderr)
+        return _STOPPED_EXIT
+    (folder / "export").rename(destination)
+    shutil.rmtree(folder)
+    result = outcome.result
+    print(f"perplexity  {result['perplexity_before']:.2f} -> {result['perplexity_after']:.2f} on held-out rows")
+    if result.get("retention_perplexity_after") is not None:
+        before, after = result["retention_perplexity_before"], result["retention_perplexity_after"]
+        print(f"retention   {before:.2f} -> {after:.2f} on text that the base wrote")
+    print(f"written     {destination}")
+    return 0

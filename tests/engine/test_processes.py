@@ -1,0 +1,53 @@
+"""Two processes on CPU (gloo): they train one model, resume to the same bytes, and agree about a fault of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_runs import HYPERPARAMS, MakeRun, exported, last_checkpoint, of_type, outcome
+from fusion_engine.run import execute
+from msgspec.structs import replace
+
+_LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def launch(*program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ground = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run([*_LAUNCH, *program], env=ground, capture_output=True, text=True, timeout=200, check=False)
+
+
+def attempt(run_dir: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return launch("-m", "fusion_engine", str(run_dir), **environment)
+
+
+@pytest.mark.parametrize("scope", ["new", "all"])
+def test_two_processes_train_one_model_and_resume_to_the_same_bytes(make_run: MakeRun, scope: str) -> None:
+    settings = replace(HYPERPARAMS, train_scope=scope)
+    whole, killed = (make_run(name, hyperparams=settings, num_processes=2) for name in ("whole", "killed"))
+    finished = attempt(whole)
+    assert finished.returncode == 0, finished.stderr
+    result = outcome(whole).result
+    assert result["reproducibility"]["world_size"] == 2
+    assert result["perplexity_after"] < result["perplexity_before"]
+    assert attempt(killed, FUSION_FAILPOINT="step:7").returncode != 0
+    resumed = make_run("resumed", hyperparams=settings, num_processes=2, checkpoint_dir=last_checkpoint(killed))
+    finished = attempt(resumed)
+    assert finished.returncode == 0, finished.stderr
+    assert exported(resumed) == exported(whole)
+    assert outcome(resumed).result == result
+
+
+def test_the_wrong_number_of_processes_is_refused(make_run: MakeRun) -> None:
+    with pytest.raises(ValueError, match=r"run\.json asks for 2"):
+        execute(make_run("alone", num_processes=2))
+
+
+def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun) -> None:
+    run_dir = make_run("faulty", num_processes=2)
+    finished = launch(str(Path(__file__).with_name("faulty_attempt.py")), str(run_dir))
+    assert finished.returncode == 0, finished.stderr
+    assert [event.code for event in of_type(run_dir, "Notice")] == ["micro_batch_halved", "rolled_back"]
+    assert [event.step for event in of_type(run_dir, "Metrics")] == list(range(1, 17))
+    assert outcome(run_dir).result["perplexity_after"] < outcome(run_dir).result["perplexity_before"]
