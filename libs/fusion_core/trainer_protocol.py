@@ -27,7 +27,7 @@ RUN_FILE, EVENTS_FILE, CONTROL_FILE, MANIFEST_FILE = "run.json", "events.jsonl",
 REPORT_FILE = "report.json"  # of an ingest attempt, beside its events: the whole validation report
 
 StopReason = Literal["drain", "cancel", "stop"]
-NoticeCode = Literal["micro_batch_halved", "activation_checkpointing", "rolled_back"]
+NoticeCode = Literal["micro_batch_halved", "activation_checkpointing", "rolled_back", "padding"]
 Phase = Literal["preparing", "diagnosing", "growing", "training", "checkpointing", "exporting"]
 
 

@@ -38,6 +38,8 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
     model = load_model(base.path).to(compute_dtype(hyperparams.precision, accelerator.device.type == "cpu"))
     parameters, adapters = attach_adapters(model, base, run.hyperparams.lora_rank)
     reporter.obey(progress.step)
+    for notice in data.notices if state is None else ():
+        reporter.emit(notice)
 
     reporter.phase("training")
     subject = Subject(

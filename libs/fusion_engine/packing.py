@@ -58,6 +58,12 @@ class PackedRows:
         flags = np.fromfile(self._path("flags"), dtype=np.uint8, count=end - first, offset=first)
         return Row(ids, (flags & TRAINED) > 0, (flags & STARTS) > 0)
 
+    def lengths(self) -> NDArray[np.int64]:
+        """The positions that each row fills, of `seq_len`; shape (rows,)."""
+        places = np.fromfile(self._path("rows"), dtype="<i8").reshape(-1, 2)
+        lengths: NDArray[np.int64] = places[:, 1] - places[:, 0] - 1
+        return lengths
+
     def spread(self, limit: int) -> list[Row]:
         """Rows that together have at most about `limit` positions: all of them, or an even choice."""
         chosen = min(len(self), max(1, limit // self.seq_len))

@@ -107,6 +107,8 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     data = prepare_data(run_dir / TOKENS_FOLDER, run, base, accelerator, RowSettings.of(run.hyperparams))
     state = _read_checkpoint(run)
     reporter.obey(state.progress.step if state is not None else 0)
+    for notice in data.notices if state is None else ():
+        reporter.emit(notice)
 
     progress = _grow(run_dir, run, base, data, state, accelerator, reporter)
     frozen_dtype = compute_dtype(run.hyperparams.precision, accelerator.device.type == "cpu")

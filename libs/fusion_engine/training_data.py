@@ -1,14 +1,16 @@
 """What a job trains and is measured on: its shards, rehearsal text and pool, tokenized once and packed on disk."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import EngineRun
+from fusion_core.trainer_protocol import EngineRun, Notice
 
 from fusion_engine.attention_mask import keeps_documents_apart
 from fusion_engine.base_folder import BaseFolder, load_tokenizer
@@ -23,11 +25,15 @@ _POOL_HELDOUT_EVERY = 10  # one line in ten of the pool is never rehearsed: rete
 
 @dataclass(frozen=True)
 class TrainingData:
-    """`training` is without end; `retention` is text sampled from the base and never rehearsed, None without a pool."""
+    """`training` is without end; `retention` is text sampled from the base and never rehearsed, None without a pool.
+
+    `notices` say what the customer should know about the data.
+    """
 
     training: TrainingRows
     heldout: list[Row]
     retention: list[Row] | None
+    notices: tuple[Notice, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,19 @@ def prepare_data(
         TrainingRows(train, rehearsal, settings.replay_fraction, settings.seed, pool),
         heldout.spread(HELDOUT_TOKENS_LIMIT),
         unseen.spread(HELDOUT_TOKENS_LIMIT) if len(unseen) else None,
+        _padding_notice(train),
     )
+
+
+def _padding_notice(train: PackedRows) -> tuple[Notice, ...]:
+    """Tells where most of what is trained, and paid for, is padding: rows of one document that is shorter."""
+    lengths = train.lengths()
+    filled = float(lengths.mean()) / train.seq_len
+    if filled >= 0.5:
+        return ()
+    enough = max(8, 8 * math.ceil(float(np.quantile(lengths, 0.95)) / 8))
+    advice = f"; with seq_len {enough} 95 % of the rows stay whole" if enough < train.seq_len else ""
+    return (Notice(code="padding", message=f"{1 - filled:.0%} of the training positions are padding{advice}"),)
 
 
 def raise_on_every_rank(fault: tuple[Any, ...] | None, accelerator: Accelerator) -> None:

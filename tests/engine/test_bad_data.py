@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_runs import HYPERPARAMS, MakeRun, outcome
+from engine_runs import HYPERPARAMS, MakeRun, events, outcome
 from fusion_core.problems import PROBLEMS
-from fusion_core.trainer_protocol import Rejected
+from fusion_core.trainer_protocol import Notice, Rejected
+from fusion_engine import training_data
 from fusion_engine.run import execute
 from msgspec.structs import replace
 
@@ -68,6 +69,19 @@ def test_a_dataset_shorter_than_a_sequence(make_run: MakeRun) -> None:
     assert found.code == "dataset_too_short"
     assert "4 tokens to train on" in found.message
     assert "one sequence takes 17" in found.message
+
+
+def test_rows_that_are_mostly_padding_are_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"prompt": "the model grows", "completion": "new layers"}] * 20
+    for name, apart, told in (("joined", True, 0), ("alone", False, 1)):
+        monkeypatch.setattr(training_data, "keeps_documents_apart", lambda _, apart=apart: apart)
+        run_dir = make_run(name, hyperparams=replace(HYPERPARAMS, turns=1))
+        write_shard(run_dir / "train.jsonl", *answers)
+        execute(run_dir)
+        notices = [event for event in events(run_dir) if isinstance(event, Notice)]
+        assert len(notices) == told
+    assert notices[0].code == "padding"
+    assert notices[0].message == "69% of the training positions are padding; with seq_len 8 95 % of the rows stay whole"
 
 
 def test_a_dataset_of_empty_answers(make_run: MakeRun, copy_base: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_finetune_learns_and_exports_the_base_with_its_adapters_merged(
     result = outcome(run_dir).result
     assert result["perplexity_after"] < 0.7 * result["perplexity_before"]
     assert result["params_before"] == result["params_after"] == of_type(run_dir, "ExportSaved")[0].params
+    assert all((run_dir / "export" / name).is_file() for name in result["training_curve"].values())
     assert (result["lora_rank"], result["tokens"]) == (4, 12 * 4 * 16)
     files = {file.rel for file in of_type(run_dir, "ExportSaved")[0].manifest.files}
     assert set(result["training_curve"].values()) <= files
