@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import islice
+from operator import or_
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -72,9 +74,10 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
 
 
 def _without_none(kind: Any) -> Any:
-    """X of `X | None`, None for any other type."""
+    """X of `X | None`, which may itself be a union; None for any other type."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
-    return members[0] if len(members) == 2 and members[1] is type(None) else None
+    others = tuple(one for one in members if one is not type(None))
+    return reduce(or_, others) if 0 < len(others) < len(members) else None
 
 
 def _mapping_errors(kind: Any, value: Mapping[str, Any], pointer: str) -> Iterator[FieldError]:

@@ -47,19 +47,13 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
     Raises ProblemError not_found, dataset_not_ready, unsupported_architecture or validation_failed.
     """
     prices = await current_prices(services.pool)
-    match data:
-        case TrainBody():
-            job_type, resolved = "train", await _train(services, caller, data, body, prices)
-        case FinetuneBody():
-            job_type, resolved = "finetune", await _finetune(services, caller, data, prices)
-        case ContractBody():
-            job_type, resolved = "contract", await _contract(services, caller, data, prices)
+    resolved = await plan_job(services, caller, data, msgspec.json.decode(body), prices)
     if data.dataset_id is not None:
         await ready_dataset(services, caller, data.dataset_id)
     base = resolved.found.base
     new = NewJob(
         account_id=caller.account_id,
-        type=job_type,
+        type=str(type(data).__struct_config__.tag),
         spec=resolved.spec,
         pool=services.settings.training_pool,
         dataset_id=data.dataset_id,
@@ -75,13 +69,31 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
     return new, resolved.found
 
 
+async def plan_job(
+    services: Services, caller: Caller, data: CreateJob, said: dict[str, Any], prices: PriceTable
+) -> Resolved:
+    """What a job would do and cost; nothing is created. `said` is the body before defaults.
+
+    Raises ProblemError not_found, unsupported_architecture or validation_failed.
+    """
+    match data:
+        case TrainBody():
+            return await _train(services, caller, data, said.get("hyperparams", {}), prices)
+        case FinetuneBody():
+            return await _finetune(services, caller, data, prices)
+        case ContractBody():
+            return await _contract(services, caller, data, prices)
+
+
 # -- one function a type ---------------------------------------------------------------------------------------------
 
 
-async def _train(services: Services, caller: Caller, data: TrainBody, body: bytes, prices: PriceTable) -> Resolved:
+async def _train(
+    services: Services, caller: Caller, data: TrainBody, said: dict[str, Any], prices: PriceTable
+) -> Resolved:
     found = await find_base(services, caller, data.base_model_id, "/base_model_id")
     _check_seq_len(found, data.hyperparams.seq_len)
-    hyperparams = _settled(data.hyperparams, msgspec.json.decode(body).get("hyperparams", {}))
+    hyperparams = _settled(data.hyperparams, said)
     plan = _growth(found, hyperparams)
     with _priced(found):
         estimate = estimate_train(prices, plan.params_before, plan.params_after, hyperparams.training_tokens)

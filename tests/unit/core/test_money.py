@@ -1,6 +1,8 @@
 """Prices: exact integers, the sum of their lines, and never less for more."""
 
+import msgspec
 import pytest
+from fusion_core.job_spec import Hyperparams
 from fusion_core.money import (
     DEFAULT_PRICES,
     MAX_PARAMS,
@@ -92,3 +94,50 @@ def test_a_tier_holds_its_limit_and_not_one_parameter_more(tier: Tier) -> None:
 def test_impossible_numbers_are_refused(before: int, after: int, tokens: int) -> None:
     with pytest.raises(ValueError, match="must"):
         estimate_train(DEFAULT_PRICES, before, after, tokens)
+
+
+# -- from hyperparameters --------------------------------------------------------------------------------------------
+
+HYPERPARAMS = st.builds(
+    Hyperparams,
+    turns=st.integers(1, 10),
+    cycles=st.integers(1, 1000),
+    steps_per_cycle=st.integers(1, 1_000_000),
+    train_steps=st.none() | st.integers(1, 10_000_000),
+    seq_len=st.integers(8, 131_072),
+    batch_size=st.integers(1, 4096),
+    gradient_accumulation=st.integers(1, 1024),
+)
+COUNTED = ("turns", "cycles", "steps_per_cycle", "seq_len", "batch_size", "gradient_accumulation")
+
+
+@given(growths, HYPERPARAMS, st.sampled_from(COUNTED))
+def test_more_of_any_setting_that_counts_never_costs_less(
+    growth: tuple[int, int], hyperparams: Hyperparams, name: str
+) -> None:
+    larger = msgspec.structs.replace(hyperparams, **{name: getattr(hyperparams, name) + 1})
+    cheaper, dearer = (
+        estimate_train(DEFAULT_PRICES, *growth, one.training_tokens).total_microusd for one in (hyperparams, larger)
+    )
+    counts = hyperparams.train_steps is None or name not in ("cycles", "steps_per_cycle")
+    assert cheaper <= dearer if counts else cheaper == dearer
+
+
+@given(growths, HYPERPARAMS)
+def test_turns_scale_the_training_line_and_leave_growth_alone(growth: tuple[int, int], one: Hyperparams) -> None:
+    once = lines(estimate_train(DEFAULT_PRICES, *growth, msgspec.structs.replace(one, turns=1).training_tokens))
+    all_turns = lines(estimate_train(DEFAULT_PRICES, *growth, one.training_tokens))
+    assert 0 <= one.turns * once["training"] - all_turns["training"] < one.turns, "each line is rounded up once"
+    assert once.get("growth") == all_turns.get("growth")
+
+
+@given(sizes, st.integers(1, 10**9), st.integers(1, 10**6), st.data())
+def test_stopped_and_gone_on_pays_each_step_once(
+    params: int, steps: int, tokens_per_step: int, data: st.DataObject
+) -> None:
+    """The first job cancelled at a checkpoint and the one that goes on from there, beside one undisturbed job."""
+    at = data.draw(st.integers(1, steps))
+    whole = estimate_train(DEFAULT_PRICES, params, params, steps * tokens_per_step)
+    first = bill_cancelled(whole, growth_done=True, tokens_committed=at * tokens_per_step)
+    rest = estimate_train(DEFAULT_PRICES, params, params, (steps - at) * tokens_per_step)
+    assert 0 <= lines(first)["training"] + lines(rest)["training"] - lines(whole)["training"] <= 1
