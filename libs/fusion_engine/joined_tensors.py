@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fusion_engine.safetensors_stream import StoredTensor, TensorSource, byte_size
 
-_BAND_BYTES = 8 * 1024 * 1024
+_BAND_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)

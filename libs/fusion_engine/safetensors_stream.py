@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 SHARD_BYTES = 5_000_000_000
-_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
 _HEADER_LIMIT_BYTES = 100_000_000
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,

@@ -20,20 +20,24 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 PROMPTS = guard_prompts([], 24)
 MIB = 1024 * 1024
-# Prints the peak memory before and after growing argv[1] into argv[2] along argv[3], in KiB.
+# Prints the peak memory, in KiB, before and after growing argv[1] into argv[2] along argv[3]. Not ru_maxrss, which a
+# process inherits from the one that started it.
 GROW = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from fusion_core.growth_plan import plan_growth
 from fusion_engine.base_folder import open_base
 from fusion_engine.grow import grow
 
+def peak():
+    return re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+
 source, target, axis = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 plan = plan_growth(json.loads((source / "config.json").read_text()), axis=axis)
 base = open_base(source, plan)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 grow(base, plan, target, shard_bytes=100_000_000)
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -66,7 +70,7 @@ def test_peak_memory_does_not_follow_the_models_size(large_base: Path, tmp_path:
     before, after = (1024 * int(number) for number in output.split())
     written = sum(path.stat().st_size for path in (tmp_path / "grown").glob("*.safetensors"))
     assert written > 440 * MIB
-    assert after - before < 80 * MIB
+    assert after - before < 40 * MIB, f"{(after - before) / MIB:.0f} MiB"
 
 
 @pytest.mark.parametrize("axis", ["depth", "width"])
@@ -118,8 +122,8 @@ def test_a_model_that_cannot_fit_is_not_begun(tmp_path: Path) -> None:
 def test_a_tensor_in_memory_is_written_in_pieces(tmp_path: Path) -> None:
     tensor = torch.randn(3, 2**20).T  # 12 MiB, not contiguous
     pieces = list(MemoryTensor(tensor, "BF16").chunks())
-    assert max(len(piece) for piece in pieces) <= 8 * MIB
-    assert len(list(MemoryTensor(tensor, "F32").chunks())) == 2
+    assert max(len(piece) for piece in pieces) <= MIB
+    assert len(list(MemoryTensor(tensor, "F32").chunks())) == 12
     written = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.bfloat16)
     assert torch.equal(written, tensor.bfloat16().reshape(-1))
     assert np.prod(tensor.shape) == len(written)
