@@ -33,6 +33,7 @@ from fusion_engine.importance import (
     down_projections,
     layer_damage,
 )
+from fusion_engine.model_card import add_card, contraction_change
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
@@ -106,14 +107,16 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
     trainer.train()
 
     reporter.phase("exporting")
+    result = _result(run, diagnosis, before, progress, accelerator)
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         tensors = contracted_model(base, diagnosis.kept, parameters)
         manifest = write_export(base, tensors, _contracted_config(base, plan), folder)
         manifest = add_curve(folder, manifest, progress)
+        manifest = add_card(folder, manifest, run, contraction_change(plan), result)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=plan.params_after))
     accelerator.wait_for_everyone()
-    return _result(run, diagnosis, before, progress, accelerator)
+    return result
 
 
 def diagnose(source: Any, base: BaseFolder, run: ContractRun, text: HealingText) -> Diagnosis:

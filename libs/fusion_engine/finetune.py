@@ -9,6 +9,7 @@ from fusion_engine.base_folder import load_model, open_base
 from fusion_engine.checkpoint import identity_of, read_state
 from fusion_engine.export import write_export
 from fusion_engine.lora import attach_adapters, merged_tensors
+from fusion_engine.model_card import add_card
 from fusion_engine.model_config import read_shape
 from fusion_engine.objective import next_token_loss
 from fusion_engine.precision import compute_dtype
@@ -57,11 +58,13 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
 
     reporter.phase("exporting")
     params = read_shape(base.config).params
+    sizes = {"params_before": params, "params_after": params, "lora_rank": run.hyperparams.lora_rank}
+    result = sizes | training_summary(hyperparams, progress, accelerator)
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         manifest = write_export(base, merged_tensors(base, adapters), base.config, folder)
         manifest = add_curve(folder, manifest, progress)
+        manifest = add_card(folder, manifest, run, f"fine-tuned by LoRA of rank {run.hyperparams.lora_rank}", result)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=params))
     accelerator.wait_for_everyone()
-    sizes = {"params_before": params, "params_after": params, "lora_rank": run.hyperparams.lora_rank}
-    return sizes | training_summary(hyperparams, progress, accelerator)
+    return result

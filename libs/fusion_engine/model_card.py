@@ -12,9 +12,13 @@ from typing import Annotated
 
 import msgspec
 import yaml
+from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.growth_plan import GrowthPlan
+from fusion_core.trainer_protocol import ContractRun, FinetuneRun, Manifest, TrainRun
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
+
+from fusion_engine.files import add_to_folder
 
 CARD_FILE = "README.md"
 _CARD_LIMIT_BYTES = 1024 * 1024
@@ -69,6 +73,12 @@ def growth_change(plan: GrowthPlan) -> str:
     return f"trained further without growth ({plan.params_after:,} parameters)"
 
 
+def contraction_change(plan: ContractionPlan) -> str:
+    """The change that `plan` makes, as one clause."""
+    sizes = f"({plan.params_before:,} to {plan.params_after:,} parameters)"
+    return f"contracted from {plan.ffn_before:,} to {plan.ffn_after:,} FFN channels and healed {sizes}"
+
+
 def model_card(base: Path, facts: CardFacts) -> str:
     """The text of README.md for a model made of the one in `base`, whose own card names licence and lineage."""
     inherited = _read_metadata(base / CARD_FILE)
@@ -85,6 +95,25 @@ def model_card(base: Path, facts: CardFacts) -> str:
     body = "".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections.items() if text)
     intro = f"{_line(facts.name)} is {_line(facts.base_name)}, {_line(facts.change)}. Made with Fusion."
     return f"---\n{_metadata(inherited, facts, steps)}\n---\n\n# {_line(facts.name)}\n\n{intro}\n{body}"
+
+
+def add_card(
+    folder: Path,
+    manifest: Manifest,
+    run: TrainRun | FinetuneRun | ContractRun,
+    change: str,
+    results: Mapping[str, object],
+) -> Manifest:
+    """Put the card of a job's model into its exported folder; the manifest with it."""
+    facts = CardFacts(
+        name=run.output_name or "This model",
+        base_name=run.base_name or "its base",
+        change=change,
+        dataset=run.dataset_name,
+        hyperparams=msgspec.to_builtins(run.hyperparams),
+        results=results,
+    )
+    return add_to_folder(folder, manifest, {CARD_FILE: model_card(Path(run.base_dir), facts).encode()})
 
 
 def _metadata(inherited: _BaseMetadata, facts: CardFacts, steps: list[Step]) -> str:

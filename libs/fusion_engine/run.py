@@ -28,6 +28,7 @@ from fusion_engine.export import export
 from fusion_engine.finetune import finetune_job
 from fusion_engine.grow import grow
 from fusion_engine.guard import check_growth, guard_prompts
+from fusion_engine.model_card import add_card, growth_change
 from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
@@ -131,13 +132,15 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     trainer.train()
 
     reporter.phase("exporting")
+    result = growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         manifest = export(base, run.growth_plan, _by_every_name(grown), folder)
         manifest = add_curve(folder, manifest, progress)
+        manifest = add_card(folder, manifest, run, growth_change(run.growth_plan), result)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))
     accelerator.wait_for_everyone()
-    return growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
+    return result
 
 
 def _check_request(run: TrainRun) -> None:

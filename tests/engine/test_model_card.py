@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from engine_runs import MakeRun, of_type
 from fusion_core.growth_plan import plan_growth
 from fusion_engine.model_card import CARD_FILE, CardFacts, growth_change, model_card
+from fusion_engine.run import execute
 from huggingface_hub.repocard import metadata_load
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 8}
@@ -84,3 +86,18 @@ def test_the_clause_of_each_growth() -> None:
     assert growth_change(plan_growth(CONFIG, layers_added=2)).startswith("grown in depth from 8 to 10 layers (")
     assert "from 11,008 to " in growth_change(plan_growth(CONFIG, axis="width"))
     assert growth_change(plan_growth(CONFIG, growth_factor=1.0)).startswith("trained further without growth (")
+
+
+def test_a_jobs_model_carries_its_card(make_run: MakeRun, copy_base: Path) -> None:
+    write_card(copy_base, "---\nlicense: cc-by-4.0\n---\n")
+    run_dir = make_run("run", base=copy_base, output_name="grower", base_name="tiny", dataset_name="rows")
+    execute(run_dir)
+    card = (run_dir / "export" / CARD_FILE).read_text()
+    result = of_type(run_dir, "Finished")[0].result
+    assert "grower is tiny, grown in depth from 3 to 5 layers (" in card
+    assert "## Data\n\nrows\n" in card
+    assert "| seq_len | 16 |" in card
+    assert f"| perplexity, turn_2 | {result['perplexity']['turn_2']:.6g} |" in card
+    assert "That of tiny: cc-by-4.0." in card
+    files = {file.rel: file for file in of_type(run_dir, "ExportSaved")[0].manifest.files}
+    assert files[CARD_FILE].size == len(card.encode())
