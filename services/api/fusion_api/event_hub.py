@@ -1,25 +1,35 @@
-"""One LISTEN connection a process wakes every stream whose job has a new event."""
+"""One connection a process hears of new events and wakes the streams of their jobs."""
 
 import asyncio
 import contextlib
 from collections import defaultdict
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Self, TypeVar
+from uuid import UUID
 
 import asyncpg
 import structlog
-from fusion_core.db.pool import POSTGRES_AWAY, connect
+from fusion_core.db.pool import POSTGRES_AWAY, OwnConnection, connect, queries
 
 log = structlog.get_logger()
+T = TypeVar("T")
 RECONNECT_S = 1.0
-CHECK_S = 5.0
+POLL_S = 2.0
 
 
 class EventHub:
-    """Wakes waiters; a missed notification costs them their own polling interval, never an event."""
+    """Rings the bells of streams. A missed notification costs them POLL_S, never an event.
+
+    However many streams follow a job, an event costs one look into Postgres, and looking for missed notifications one
+    for all jobs together.
+    """
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
-        self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._bells: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
+        self._rung: dict[UUID, int] = {}  # how often the bells of a job have been rung
+        self._seqs: dict[UUID, int] = {}  # of each job when it was last polled
+        self._reads: dict[Any, asyncio.Task[Any]] = {}
         self.closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -32,40 +42,68 @@ class EventHub:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def wait(self, job_id: str, timeout_s: float) -> None:
-        """Return when the job has a new event, or after the time-out."""
-        event = asyncio.Event()
-        self._waiters[job_id].add(event)
+    @contextlib.contextmanager
+    def bell(self, job_id: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have something new. Clear it, look, then wait for it."""
+        bell = asyncio.Event()
+        self._bells[job_id].add(bell)
         try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
+            yield bell
         finally:
-            self._waiters[job_id].discard(event)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
+            self._bells[job_id].discard(bell)
+            if not self._bells[job_id]:
+                del self._bells[job_id]
+                self._rung.pop(job_id, None)
+                self._seqs.pop(job_id, None)
+
+    async def read_once(self, job_id: UUID, after: int, read: Callable[[], Awaitable[T]]) -> T:
+        """`read()`, shared by all streams of a job at one cursor that were rung for the same news."""
+        key = (job_id, after, self._rung.get(job_id, 0))
+        task = self._reads.get(key)
+        if task is None:
+            task = self._reads[key] = asyncio.ensure_future(_awaited(read))
+            task.add_done_callback(lambda _: self._reads.pop(key, None))
+        result: T = await asyncio.shield(task)  # a stream that breaks off takes the answer from nobody
+        return result
 
     def close(self) -> None:
-        """Wake every waiter for the last time: streams look at `closing` and end."""
+        """Ring every bell for the last time: streams look at `closing` and end."""
         self.closing = True
-        for events in self._waiters.values():
-            for event in events:
-                event.set()
+        for job_id in list(self._bells):
+            self._ring(job_id)
 
-    def _wake(self, _connection: Any, _pid: int, _channel: str, job_id: object) -> None:
-        for event in self._waiters.get(str(job_id), ()):
-            event.set()
+    def _ring(self, job_id: UUID) -> None:
+        self._rung[job_id] = self._rung.get(job_id, 0) + 1
+        for bell in self._bells.get(job_id, ()):
+            bell.set()
+
+    def _notified(self, _connection: Any, _pid: int, _channel: str, job_id: object) -> None:
+        with contextlib.suppress(ValueError):
+            if (known := UUID(str(job_id))) in self._bells:
+                self._ring(known)
 
     async def _listen(self) -> None:
         while True:
             try:
                 connection = await connect(self._database_url, application_name="fusion-api-listen")
                 try:
-                    await connection.add_listener("job_event", self._wake)
+                    await connection.add_listener("job_event", self._notified)
                     while not connection.is_closed():
-                        await asyncio.sleep(CHECK_S)
-                        await connection.execute("select 1")
+                        await self._poll(connection)
+                        await asyncio.sleep(POLL_S)
                 finally:
                     connection.terminate()
             except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
                 log.warning("listen_lost", error=str(error), again_in_s=RECONNECT_S)
             await asyncio.sleep(RECONNECT_S)
+
+    async def _poll(self, connection: OwnConnection) -> None:
+        """What no notification told."""
+        async for row in queries.event_seqs(connection, job_ids=list(self._bells)):
+            if row["id"] in self._bells and self._seqs.get(row["id"]) != row["event_seq"]:
+                self._seqs[row["id"]] = row["event_seq"]
+                self._ring(row["id"])
+
+
+async def _awaited(read: Callable[[], Awaitable[T]]) -> T:
+    return await read()

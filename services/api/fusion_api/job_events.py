@@ -1,7 +1,10 @@
 """GET /jobs/{id}/events: a page of events, or a stream of server-sent events that resumes where it broke off."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,7 +26,6 @@ from fusion_api.services import Services
 log = structlog.get_logger()
 PAGE = 500
 MAX_SEQ = 2**63 - 1
-POLL_S = 2.0
 KEEPALIVE_S = 15.0
 FINAL = frozenset({"completed", "failed", "cancelled"})
 
@@ -61,30 +63,35 @@ async def _stream(
     """
     last_sent = last_checked = time.monotonic()
     yield b": connected\n\n"
-    while True:
-        try:
-            if time.monotonic() - last_checked > KEEPALIVE_S:
-                last_checked = time.monotonic()
-                if not await is_live(request):
-                    return
-            ended, rows = await _read(services, caller, job_id, after)
-        except STORE_DOWN as error:
-            log.warning("stream_broken_off", job_id=str(job_id), error=repr(error))
-            return
-        for row in rows:
-            after, last_sent = row["seq"], time.monotonic()
-            data = msgspec.json.encode(row["data"]).decode()
-            yield f"id: {after}\nevent: {row['type']}\ndata: {data}\n\n".encode()
-            if row["type"] in FINAL:
+    with services.hub.bell(job_id) as bell:
+        while True:
+            bell.clear()  # before looking: what comes while we look rings again
+            try:
+                if time.monotonic() - last_checked > KEEPALIVE_S:
+                    last_checked = time.monotonic()
+                    if not await is_live(request):
+                        return
+                ended, rows = await services.hub.read_once(
+                    job_id, after, partial(_read, services, caller, job_id, after)
+                )
+            except STORE_DOWN as error:
+                log.warning("stream_broken_off", job_id=str(job_id), error=repr(error))
                 return
-        if len(rows) == PAGE:
-            continue
-        if ended or services.hub.closing:
-            return
-        await services.hub.wait(str(job_id), POLL_S)
-        if time.monotonic() - last_sent > KEEPALIVE_S:
-            last_sent = time.monotonic()
-            yield b": keepalive\n\n"
+            for row in rows:
+                after, last_sent = row["seq"], time.monotonic()
+                data = msgspec.json.encode(row["data"]).decode()
+                yield f"id: {after}\nevent: {row['type']}\ndata: {data}\n\n".encode()
+                if row["type"] in FINAL:
+                    return
+            if len(rows) == PAGE:
+                continue
+            if ended or services.hub.closing:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(bell.wait(), KEEPALIVE_S)
+            if time.monotonic() - last_sent >= KEEPALIVE_S:
+                last_sent = time.monotonic()
+                yield b": keepalive\n\n"
 
 
 async def _read(services: Services, caller: Caller, job_id: UUID, after: int) -> tuple[bool, list[Any]]:

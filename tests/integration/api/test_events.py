@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fusion_api import job_events
+from fusion_api import event_hub, job_events
 from fusion_core.db import attempts
 from fusion_core.db.attempts import WorkerEvent
 
@@ -61,7 +61,6 @@ async def test_a_stream_past_the_last_event_of_an_ended_job_ends(customer: Any, 
 
 async def test_an_idle_stream_is_kept_alive(customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_events, "KEEPALIVE_S", 0.1)
-    monkeypatch.setattr(job_events, "POLL_S", 0.2)
     job_id = await customer.submit(base_model_id)
     stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
     await asyncio.sleep(1)
@@ -73,7 +72,6 @@ async def test_a_stream_ends_when_its_key_is_revoked(
     customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_events, "KEEPALIVE_S", 0.1)
-    monkeypatch.setattr(job_events, "POLL_S", 0.2)
     job_id = await customer.submit(base_model_id)
     stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
     await asyncio.sleep(0.5)
@@ -85,7 +83,7 @@ async def test_a_stream_ends_when_its_key_is_revoked(
 async def test_a_stream_polls_where_notifications_are_lost(
     customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_events, "POLL_S", 0.2)
+    monkeypatch.setattr(event_hub, "POLL_S", 0.2)
     await customer.pool.execute("drop trigger job_event_appended on job_events")
     job_id = await customer.submit(base_model_id)
     stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))

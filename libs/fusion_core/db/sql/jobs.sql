@@ -32,6 +32,10 @@ order by id desc limit :limit;
 select e.seq, e.type, e.data, e.created_at from job_events e
 where e.job_id = :job_id and e.seq > :after order by e.seq limit :limit;
 
+-- name: event_seqs(job_ids)
+-- For a process that follows these jobs; it has checked whose they are.
+select id, event_seq from jobs where id = any(:job_ids::uuid[]);
+
 -- name: list_metrics(job_id, since_step, limit)
 select point from job_metrics where job_id = :job_id and step > :since_step order by step limit :limit;
 

@@ -1,0 +1,119 @@
+"""No query on the hot path reads a whole table: the plans that Postgres makes on a table that has grown.
+
+A quarter of a minute fills 40,000 jobs and 120,000 events, metrics and checkpoints; from some thousand rows on the
+choice between an index and the whole table is the same as at a million, since a sequential scan grows with the table
+and an index scan with the answer. The planner's costs are untouched. bench/api.py measures at a million rows.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fusion_core.db.pool import queries
+
+JOBS = 40_000
+GROWING = {"jobs", "job_events", "job_metrics", "checkpoints", "ledger", "models", "datasets", "api_keys"}
+# What serves POST /jobs, GET /jobs/{id}, lists and events; heartbeats, checkpoints and claims.
+OF_CUSTOMERS = (
+    "api_key_by_hash", "touch_api_key", "get_job", "get_job_by_key", "get_job_with_progress", "queue_of_job",
+    "list_jobs", "list_events", "event_seqs", "list_metrics", "latest_metric_step", "sample_metrics",
+    "list_checkpoints", "get_checkpoint", "lock_account", "spend_of_month", "list_ledger", "share_inputs",
+    "get_base_model", "get_model", "get_dataset", "lock_job",
+)  # fmt: skip
+OF_WORKERS = (
+    "claim_job", "renew_lease", "get_claim", "lock_attempt", "append_event", "append_attempt_events",
+    "upsert_metrics", "insert_checkpoint", "advance_checkpoint", "readable_checkpoints", "request_cancel",
+    "request_stop", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job",
+    "expired_leases", "expired_stops", "base_of_job",
+)  # fmt: skip
+FILL = """
+set session_replication_role = replica;  -- neither triggers nor foreign keys: rows alone
+insert into accounts (name) select 'account ' || n from generate_series(1, 50) n;
+insert into api_keys (account_id, name, prefix, secret_sha256, scopes)
+    select id, 'key', 'fusion_live_x', decode(md5(id::text || n) || md5(n::text || id), 'hex'), '{read}'
+    from accounts, generate_series(1, 100) n;
+insert into jobs (account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, dataset_id,
+    price_version, estimate, pool, state, labels, lease_epoch, attempt_id, lease_owner, lease_expires_at, started_at,
+    finished_at, output_model_id, result)
+select a.id, case when n % 50 = 0 then 'finetune' else 'train' end, 'key-' || n, decode(repeat('00', 32), 'hex'), 1,
+    jsonb_build_object('pad', repeat('x', 400)), uuidv7(), uuidv7(), 1, '{"line_items": []}', 'h100x1', s.state,
+    case when n % 10 = 0 then jsonb_build_object('team', 't' || n % 200) else '{}' end, 1, uuidv7(),
+    case when s.state = 'running' then uuidv7() end, case when s.state = 'running' then now() end, now(),
+    case when s.state = 'completed' then now() end, case when s.state = 'completed' then uuidv7() end,
+    case when s.state = 'completed' then '{}'::jsonb end
+from generate_series(1, $JOBS) n
+cross join lateral (
+    select case when n % 100 = 0 then 'queued' when n % 100 = 1 then 'running' else 'completed' end as state
+) s
+join lateral (select id from accounts order by id offset n % 50 limit 1) a on true;
+insert into job_events (job_id, seq, type, data) select id, n, 'phase', '{}' from jobs, generate_series(1, 3) n;
+insert into job_metrics (job_id, step, epoch, point)
+    select id, n, 1, '{"step": 1, "loss": 1.0}' from jobs, generate_series(1, 3) n;
+insert into checkpoints (job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)
+    select id, n, 1, attempt_id, 1, false, id::text || n, '{"files": []}' from jobs, generate_series(1, 3) n;
+insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version)
+    select account_id, id, 1, '[]', 1, 1 from jobs where state = 'completed';
+insert into models (account_id, job_id, name, version, params, config, s3_prefix, manifest)
+    select account_id, id, 'm' || id, 1, 1, '{}', id::text, '{}' from jobs where state = 'completed';
+insert into datasets (account_id, name, version) select id, 'd' || n, 1 from accounts, generate_series(1, 200) n;
+set session_replication_role = origin;
+"""
+
+
+@pytest.fixture
+async def filled(world: Any) -> AsyncIterator[Any]:
+    """A connection to a database that has grown."""
+    async with world.pool.acquire() as connection:
+        await connection.execute(FILL.replace("$JOBS", str(JOBS)), timeout=120)
+        await connection.execute("analyze", timeout=60)
+        yield connection
+
+
+def scans(plan: dict[str, Any]) -> Iterator[str]:
+    """The tables that a plan reads as a whole."""
+    if plan["Node Type"] == "Seq Scan":
+        yield plan["Relation Name"]
+    for inner in plan.get("Plans", ()):
+        yield from scans(inner)
+
+
+async def whole_tables(connection: Any, sql: str, *arguments: Any) -> set[str]:
+    """Of one call, planned for its arguments."""
+    (explained,) = json.loads(await connection.fetchval(f"explain (format json) {sql}", *arguments))
+    return set(scans(explained["Plan"])) & GROWING
+
+
+async def whole_tables_of_any_call(connection: Any, name: str) -> set[str]:
+    """Of a named query's generic plan, which a connection that has prepared it comes to use."""
+    await connection.execute(f"prepare of_any_call as {getattr(queries, name).sql}")
+    values = ", ".join(["null"] * len(queries.driver_adapter.var_sorted[name]))
+    found = await whole_tables(connection, f"execute of_any_call ({values})")
+    await connection.execute("deallocate of_any_call")
+    return found
+
+
+async def test_no_hot_query_reads_a_whole_table(filled: Any) -> None:
+    await filled.execute("set plan_cache_mode = force_generic_plan")
+    faults = {name: await whole_tables_of_any_call(filled, name) for name in (*OF_CUSTOMERS, *OF_WORKERS)}
+    await filled.execute("reset plan_cache_mode")
+    assert {name: found for name, found in faults.items() if found} == {}
+    assert await whole_tables(filled, "select * from jobs where description = 'x'") == {"jobs"}, "the search finds one"
+
+    account: UUID = await filled.fetchval("select id from accounts order by id offset 1 limit 1")
+    order = queries.driver_adapter.var_sorted["find_jobs"]
+    running = {"state": "running", "phases": [""], "interrupted": [False]}
+    filters: list[dict[str, Any]] = [
+        {},
+        {"type": "finetune"},
+        running,
+        {"dataset_id": account},
+        {"start_model_id": account},
+        {"labels": [f"{account} team t10"]},
+        {"labels": [f"{account} team t10"], "type": "train"} | running,
+    ]
+    for wanted in filters:
+        named = {"account_id": account, "limit": 50} | wanted
+        arguments = [named.get(name) for name in order]
+        assert await whole_tables(filled, queries.find_jobs.sql, *arguments) == set(), wanted
