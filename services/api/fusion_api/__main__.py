@@ -13,6 +13,7 @@ from fusion_api.app import create_app
 from fusion_api.request_context import RequestContext
 from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
+from fusion_api.slow_clients import BoundedProtocol
 
 
 class Server(uvicorn.Server):
@@ -37,7 +38,9 @@ def main() -> None:
     logs.configure("api", settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(
-        RequestContext(app),
+        RequestContext(app, settings.client_deadline_s),
+        http=BoundedProtocol.within(settings.client_deadline_s, settings.max_body_bytes),
+        ws="none",
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -45,7 +48,6 @@ def main() -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
         limit_concurrency=2000,
-        h11_max_incomplete_event_size=65536,
         server_header=False,
     )
     server = Server(config, app)

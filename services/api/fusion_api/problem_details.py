@@ -74,23 +74,27 @@ def invalid(errors: Sequence[FieldError]) -> ProblemError:
     return ProblemError("validation_failed", "1 field is wrong" if count == 1 else f"{count} fields are wrong", errors)
 
 
-def respond(
-    code: str, detail: str = "", errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
-) -> Response[ProblemDetails]:
-    """The answer for one code; without a detail of its own it shows the registry's advice alone."""
+def describe(code: str, detail: str = "", errors: Sequence[FieldError] = ()) -> ProblemDetails:
+    """The body for one code; without a detail of its own it shows the registry's advice alone."""
     problem = PROBLEMS[code]
-    status = problem.status or 500
-    body = ProblemDetails(
+    return ProblemDetails(
         type=f"/api/docs#{code}",
         title=problem.title,
-        status=status,
+        status=problem.status or 500,
         detail=f"{detail}. {problem.advice}" if detail else problem.advice,
         code=code,
         request_id=str(structlog.contextvars.get_contextvars().get("request_id", "")),
         errors=list(errors),
     )
-    extra = _HEADERS_OF_STATUS.get(status, {})
-    return Response(body, status_code=status, media_type=MEDIA_TYPE, headers={**extra, **(headers or {})})
+
+
+def respond(
+    code: str, detail: str = "", errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+) -> Response[ProblemDetails]:
+    """The answer for one code."""
+    body = describe(code, detail, errors)
+    extra = _HEADERS_OF_STATUS.get(body.status, {})
+    return Response(body, status_code=body.status, media_type=MEDIA_TYPE, headers={**extra, **(headers or {})})
 
 
 def on_problem(_: Request[Any, Any, Any], error: ProblemError) -> Response[ProblemDetails]:

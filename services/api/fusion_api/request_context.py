@@ -9,6 +9,8 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from fusion_api.slow_clients import read_within
+
 log = structlog.get_logger()
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 
@@ -22,10 +24,14 @@ def add_header(scope: Any, name: str, value: str) -> None:
 
 
 class RequestContext:
-    """ASGI: takes or mints x-request-id, answers it, binds it to the logs, and logs one line a request."""
+    """ASGI: takes or mints x-request-id, answers it, binds it to the logs, and logs one line a request.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A body that does not come within `body_deadline_s` is a problem that has an id, too.
+    """
+
+    def __init__(self, app: ASGIApp, body_deadline_s: float = 20.0) -> None:
         self._app = app
+        self._body_deadline_s = body_deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -48,7 +54,7 @@ class RequestContext:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, read_within(receive, self._body_deadline_s), send_with_id)
         finally:
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)

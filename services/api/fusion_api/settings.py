@@ -18,6 +18,8 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """The pool that reads datasets."""
     max_body_bytes: int = 2**20
     """Larger request bodies are refused; data goes to presigned URLs."""
+    client_deadline_s: float = 20.0
+    """How long a client may take to send a request's head, its body, and to take what is answered."""
     upload_expires_s: int = 3600
     """How long a presigned PUT is good for."""
     max_open_uploads: int = 1000

@@ -1,13 +1,11 @@
 """The API as a process: bad settings, clients that go away, a restart of Postgres, and SIGTERM."""
 
 import asyncio
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,38 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from fusion_core.storage import Storage
-from fusion_local.stack import HOST, Stack, free_port
+from fusion_local.stack import Stack
+
+from .api_process import Server
 
 STREAM = {"Accept": "text/event-stream"}
-
-
-class Server:
-    """`python -m fusion_api` on a port of its own."""
-
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
-        port = free_port()
-        self.url = f"http://{HOST}:{port}"
-        self.log = log
-        self.environment = os.environ | environment | {"FUSION_PORT": str(port)}
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fusion_api"], env=self.environment, stdout=file, stderr=file
-            )
-
-    def wait_ready(self, deadline_s: float = 60) -> None:
-        until = time.monotonic() + deadline_s
-        while True:
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=10).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < until, self.log.read_text()
-            time.sleep(0.1)
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 @pytest.fixture

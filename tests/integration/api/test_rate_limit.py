@@ -1,5 +1,6 @@
 """Requests of one key are counted by all replicas together; without Valkey by each for itself."""
 
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -51,3 +52,19 @@ async def test_answers_carry_the_headers_and_429_says_when_to_come_again(
     problem(refused, "rate_limited")
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.headers["RateLimit-Remaining"] == "0"
+
+
+async def test_every_answer_to_a_key_says_what_is_left(customer: Any, http: Any) -> None:
+    """Of every operation in the document, errors of its own and of its parameters and body included."""
+    document = (await http.get("/api/openapi.json")).json()
+    operations = [
+        (method, path) for path, item in document["paths"].items() for method in item if method != "parameters"
+    ]
+    operations = [(method, path) for method, path in operations if path.startswith("/api/")]
+    assert len(operations) > 40
+    for method, path in operations:
+        answer = await customer.send(method.upper(), re.sub(r"{\w+}", str(uuid4()), path), json={})
+        assert answer.status_code < 500, (method, path, answer.text)
+        limit, remaining = int(answer.headers["RateLimit-Limit"]), int(answer.headers["RateLimit-Remaining"])
+        assert 0 < int(answer.headers["RateLimit-Reset"]) <= 120
+        assert 0 < remaining < limit
