@@ -31,6 +31,7 @@ check: install ## lint, format, types and import contracts
 
 bench: install ## the measurements, each printing a ratio
 	$(BIN)/python bench/pickup.py
+	$(BIN)/python bench/dataset_memory.py
 
 clean: ## forget .venv and caches; .fusion and its data stay
 	rm -rf .venv .bootstrap.lock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def main() -> None:
     if arguments.command == "validate":
         from fusion_data.validate import validate  # what draws the report is not needed to ingest
 
-        sys.exit(validate(arguments.files, arguments.policy, arguments.errors, arguments.report))
+        sys.exit(validate(arguments.files, arguments.policy, arguments.errors, as_json=arguments.json))
     _ingest(arguments.run_dir)
 
 
@@ -44,14 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser(
         "validate",
         help="check files as the service will, before uploading them",
-        epilog=_FORMATS,
+        epilog=f"{_FORMATS}\nexit status: 0 a dataset, 1 not a dataset, 2 no such file or a wrong option",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
     policy = "what a bad row does: fail the dataset (default), or be left out and counted"
     validate.add_argument("--policy", choices=("fail", "skip"), default="fail", help=policy)
     validate.add_argument("--errors", type=int, default=20, metavar="N", help="show the first N errors (default 20)")
-    validate.add_argument("--report", type=Path, metavar="FILE", help="write the whole report as JSON to FILE")
+    validate.add_argument("--json", action="store_true", help="print the whole report as JSON, and nothing else")
     attempt = commands.add_parser(
         "ingest",
         help="run one attempt of an ingest job (what a worker starts)",
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def _ingest(run_dir: Path) -> None:
     if not (run_dir / "run.json").is_file():
         sys.exit(f"fusion_data: {run_dir / 'run.json'} does not exist")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMITS.memory_bytes, hard))  # beyond it, a MemoryError: too_much_memory
     try:
         ingest(run_dir)
     except OSError as error:

@@ -47,3 +47,5 @@ def read_rows(source: Source) -> Iterator[Row | BadRow]:
                 line = row.faults[-1].line
     except FileError as error:
         yield bad_row(error.rule, line, error.detail)
+    except MemoryError:
+        yield bad_row("too_much_memory", line, "reading on takes more memory than there is for one dataset")

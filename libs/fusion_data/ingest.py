@@ -24,7 +24,7 @@ from fusion_data.rows import Row
 from fusion_data.shards import ShardWriter
 from fusion_data.source import Source
 from fusion_data.split import Split
-from fusion_data.survey import DatasetError, Survey, open_source, survey_files
+from fusion_data.survey import DatasetError, Survey, survey_files
 
 _ERRORS_IN_OUTCOME = 20  # a glance; the report has the rest
 _CONTROL_EVERY_S = 0.2
@@ -38,7 +38,7 @@ class _StopSeenError(Exception):
 
 
 class _ControlWatch:
-    """Looks at control.json between rows, a few times a second and before the first row."""
+    """Looks at control.json while files are read, a few times a second and before the first byte."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -92,12 +92,11 @@ def _write_shards(
     ):
         skipped = 0
         for file in run.inputs:
-            for row in read_rows(open_source(file, scratch=run_dir)):
+            for row in read_rows(Source(Path(file.path), file.filename, scratch=run_dir, watch=watch)):
                 if isinstance(row, Row):
                     (heldout if split.holds_out(row.content) else train).write(row.encoded)
                 else:
                     skipped += 1
-                watch()
         if (train.rows + heldout.rows, skipped) != (report.rows, report.skipped_rows):
             raise RuntimeError("the files changed while they were read")
     _write_report(run_dir, report)

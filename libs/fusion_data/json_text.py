@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fusion_data.faults import pointer
@@ -98,19 +99,28 @@ def _check_escapes(text: str) -> None:
 
 
 def _walk(value: Any, depth: int) -> None:
-    """Raises JsonTextError at the first mark, or at what is nested too deeply."""
-    waiting: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
-    while waiting:
-        one, path = waiting.pop()
-        if len(path) >= depth and isinstance(one, dict | list):
-            raise JsonTextError("too_deep", f"nested deeper than {depth} levels", path=pointer(path))
-        if isinstance(one, _Repeated):
-            raise JsonTextError(
-                "duplicate_key", f"the key {one.key[:40]!r} stands twice", path=pointer((*path, one.key))
-            )
+    """Raises JsonTextError at the first mark, or at what is nested too deeply. Holds one iterator a level."""
+    path: list[str | int] = []
+    levels: list[Iterator[tuple[str | int, Any]]] = [iter([("", value)])]  # the row itself, under a name not shown
+    while levels:
+        step = next(levels[-1], None)
+        if step is None:
+            levels.pop()
+            del path[-1:]
+            continue
+        name, one = step
+        path.append(name)
+        if isinstance(one, dict | list):
+            _check(one, path[1:], depth)
+            levels.append(iter(one.items()) if isinstance(one, dict) else enumerate(one))
+            continue
         if isinstance(one, _Constant):
-            raise JsonTextError("invalid_json", f"not JSON: {one} is no JSON value", path=pointer(path))
-        if isinstance(one, dict):
-            waiting += ((child, (*path, name)) for name, child in reversed(one.items()))
-        elif isinstance(one, list):
-            waiting += ((child, (*path, number)) for number, child in reversed(list(enumerate(one))))
+            raise JsonTextError("invalid_json", f"not JSON: {one} is no JSON value", path=pointer(path[1:]))
+        path.pop()
+
+
+def _check(one: dict[str, Any] | list[Any], path: Sequence[str | int], depth: int) -> None:
+    if len(path) >= depth:
+        raise JsonTextError("too_deep", f"nested deeper than {depth} levels", path=pointer(path))
+    if isinstance(one, _Repeated):
+        raise JsonTextError("duplicate_key", f"the key {one.key[:40]!r} stands twice", path=pointer((*path, one.key)))

@@ -26,6 +26,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Messages of one row."""
     columns: int = 1_000
     """Columns of a CSV or Parquet file."""
+    seconds: float = 12 * 3600
+    """Reading all files once."""
+    memory_bytes: int = 2 * GIB
+    """Of the service's process that reads; a usual file takes a tenth of it."""
     row_group_bytes: int = 4 * GIB
     """One row group of Parquet, uncompressed. It is read in parts."""
 

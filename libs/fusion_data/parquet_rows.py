@@ -29,6 +29,7 @@ def read_parquet(source: Source) -> Iterator[Row | BadRow]:
         unused = frozenset(parquet.schema_arrow.names) - set(columns)
         line, total = 0, parquet.metadata.num_rows
         for batch in _batches(parquet, columns):
+            source.watch(source)
             arrays = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
             for number in range(batch.num_rows):
                 line += 1
@@ -91,8 +92,8 @@ def _check_marks(file: IO[bytes]) -> None:
 
 
 def _damaged(error: Exception) -> Exception:
-    """What Arrow says as a fault of the file; errors of the disk, which have a number, stay what they are."""
-    if isinstance(error, OSError) and error.errno is not None:
+    """What Arrow says as a fault of the file; memory, and errors of the disk, which have a number, stay as they are."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return error
     return FileError("damaged_file", f"Parquet cannot be read: {str(error).splitlines()[0][:200]}")
 

@@ -82,6 +82,20 @@ _ALL = (
         "Write the file with smaller row groups, for example row_group_size=10000.",
     ),
     Rule(
+        "too_much_memory",
+        "file",
+        "dataset_too_large",
+        "Reading the file takes more memory than one dataset may take.",
+        "Write shorter rows; in Parquet also smaller row groups, for example row_group_size=10000.",
+    ),
+    Rule(
+        "too_slow",
+        "file",
+        "dataset_too_large",
+        "Reading the files takes longer than one dataset may take.",
+        "Split the data into several datasets.",
+    ),
+    Rule(
         "missing_columns",
         "file",
         "invalid_row",

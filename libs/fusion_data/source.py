@@ -4,7 +4,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
@@ -41,14 +41,23 @@ def split_name(filename: str) -> tuple[str, Compression]:
 class Source:
     """One file of a dataset. `consumed` says how much of it has been read, of its `size` on disk.
 
-    `scratch` is a folder for what cannot be read as a stream; without it the system's own is used.
+    `scratch` is a folder for what cannot be read as a stream; without it the system's own is used. `watch` is called
+    with the source each time a little more of it has been read, rows or none, and may raise to end the reading.
     """
 
-    def __init__(self, path: Path, filename: str, limits: Limits = LIMITS, scratch: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        filename: str,
+        limits: Limits = LIMITS,
+        scratch: Path | None = None,
+        watch: "Watch" = lambda _: None,
+    ) -> None:
         self.path = path
         self.filename = filename
         self.limits = limits
         self.scratch = scratch
+        self.watch = watch
         self.ending, self.compression = split_name(filename)
         self.size = path.stat().st_size
         self.consumed = 0
@@ -72,6 +81,9 @@ class Source:
             raise FileError("format_mismatch", "the content is compressed twice")
         if start.startswith(PARQUET):
             raise FileError("format_mismatch", f"the content is Parquet, and the name ends in {self.ending}")
+
+
+Watch = Callable[[Source], None]
 
 
 def _peek(file: IO[bytes]) -> bytes:
@@ -111,6 +123,7 @@ class _Decompressed(io.RawIOBase):
             if chunk is None:
                 return 0
             self._count(len(chunk))
+            self._source.watch(self._source)
             self._chunk = memoryview(chunk)
         size = min(len(buffer), len(self._chunk))
         buffer[:size] = self._chunk[:size]

@@ -1,6 +1,7 @@
 """The first pass over an upload: check every row, count, and learn what splitting needs. Nothing is written."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,17 +9,16 @@ from fusion_core.job_spec import BadRowPolicy
 from fusion_core.trainer_protocol import IngestInput
 
 from fusion_data.duplicates import DuplicateCounter
-from fusion_data.faults import BadRow, bad_row
+from fusion_data.faults import BadRow, FileError, bad_row
 from fusion_data.formats import FORMATS, read_rows
 from fusion_data.limits import LIMITS, Limits
 from fusion_data.report import FileReport, Report, sentence
 from fusion_data.rows import Row
 from fusion_data.rules import RULES
-from fusion_data.source import Source
+from fusion_data.source import Source, Watch
 from fusion_data.split import row_hash
 
 MIN_ROWS = 2  # one to train on and one to hold out
-Watch = Callable[[Source], None]
 
 
 class DatasetError(Exception):
@@ -38,8 +38,16 @@ class Survey(msgspec.Struct):
     largest_hash: int = -1
 
 
-def open_source(file: IngestInput, limits: Limits = LIMITS, scratch: Path | None = None) -> Source:
-    return Source(Path(file.path), file.filename, limits, scratch)
+def _within(seconds: float, watch: Watch) -> Watch:
+    """`watch` with a deadline, which begins now; past it the file that is being read is at fault."""
+    end = time.monotonic() + seconds
+
+    def look(source: Source) -> None:
+        if time.monotonic() > end:
+            raise FileError("too_slow", f"reading is not done after {seconds:g} seconds")
+        watch(source)
+
+    return look
 
 
 def survey_files(
@@ -50,16 +58,17 @@ def survey_files(
     limits: Limits = LIMITS,
     scratch: Path | None = None,
 ) -> Survey:
-    """Check every row of every file; `watch` is called after each row and may raise to interrupt.
+    """Check every row of every file; `watch` is called all the while and may raise to interrupt.
 
     Raises DatasetError with a report of every fault, or OSError.
     """
     survey = Survey(Report(policy=policy))
-    sources = [open_source(file, limits, scratch) for file in inputs]
+    look = _within(limits.seconds, watch)
+    sources = [Source(Path(file.path), file.filename, limits, scratch, look) for file in inputs]
     _check_names(sources, survey.report)  # first: reading may take minutes
     with DuplicateCounter(scratch) as duplicates:
         for source in sources:
-            if _survey_file(source, survey, duplicates, watch):
+            if _survey_file(source, survey, duplicates):
                 break
         survey.report.duplicate_rows = duplicates.count()
     _raise_if_wrong(survey.report)
@@ -83,7 +92,7 @@ def _start_file(source: Source, report: Report) -> None:
     report.files.append(entry)
 
 
-def _survey_file(source: Source, survey: Survey, duplicates: DuplicateCounter, watch: Watch) -> bool:
+def _survey_file(source: Source, survey: Survey, duplicates: DuplicateCounter) -> bool:
     """Read one file into the report; answers whether reading on is of no use."""
     report = survey.report
     _start_file(source, report)
@@ -99,6 +108,8 @@ def _survey_file(source: Source, survey: Survey, duplicates: DuplicateCounter, w
         elif row.is_fatal:
             bad += 1
             report.add_file_fault(row)
+            if row.faults[0].rule == "too_slow":
+                return True
         else:
             bad += 1
             report.add_bad_row(row)
@@ -106,7 +117,6 @@ def _survey_file(source: Source, survey: Survey, duplicates: DuplicateCounter, w
             line = row.line if isinstance(row, Row) else row.faults[0].line
             report.add_file_fault(bad_row("too_many_rows", line, f"more than {source.limits.rows} rows"))
             return True
-        watch(source)
     if rows == bad == 0:
         report.add_file_fault(bad_row("empty_file", 1, f"{source.filename} holds no rows"))
     return False

@@ -1,6 +1,6 @@
 """`python -m fusion_data validate`: the report that the service would give, before anything is uploaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,15 +13,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from fusion_data.report import Report
-from fusion_data.source import Source
+from fusion_data.source import Source, Watch
 from fusion_data.survey import DatasetError, survey_files
 
 OK, WRONG, NO_FILE = 0, 1, 2
-_PROGRESS_EVERY = 1000  # rows
 
 
-def validate(files: Sequence[Path], policy: BadRowPolicy, shown_errors: int, report_file: Path | None) -> int:
-    """Print the report, write it to `report_file` if that is given, and answer the exit status."""
+def validate(files: Sequence[Path], policy: BadRowPolicy, shown_errors: int, *, as_json: bool = False) -> int:
+    """Print the report, for people or as JSON, and answer the exit status."""
     out, notes = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -34,8 +33,10 @@ def validate(files: Sequence[Path], policy: BadRowPolicy, shown_errors: int, rep
             report = survey_files(inputs, watch, policy=policy).report
     except DatasetError as error:
         failure, report = error, error.report
-    if report_file is not None:
-        report_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    if as_json:
+        shown = msgspec.to_builtins(report) | {"code": failure.code if failure else None}
+        out.print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode(), markup=False)
+        return OK if failure is None else WRONG
     _print_errors(notes, report, shown_errors)
     if failure is None:
         out.print(_summary(report), markup=False)
@@ -45,21 +46,17 @@ def validate(files: Sequence[Path], policy: BadRowPolicy, shown_errors: int, rep
 
 
 @contextmanager
-def _bar(notes: Console, files: Sequence[Path]) -> Iterator[Callable[[Source], None]]:
+def _bar(notes: Console, files: Sequence[Path]) -> Iterator[Watch]:
     """A bar over the bytes of all files, on a terminal alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     total = sum(file.stat().st_size for file in files)
     with Progress(*columns, console=notes, disable=not notes.is_terminal, transient=True) as bar:
         shown = bar.add_task("checking", total=total)
         consumed: dict[Source, int] = {}
-        rows = 0
 
         def watch(source: Source) -> None:
-            nonlocal rows
-            rows += 1
-            if rows % _PROGRESS_EVERY == 0:
-                consumed[source] = source.consumed
-                bar.update(shown, completed=sum(consumed.values()), description=escape(source.path.name))
+            consumed[source] = source.consumed
+            bar.update(shown, completed=sum(consumed.values()), description=escape(source.path.name))
 
         yield watch
 

@@ -18,7 +18,6 @@ from fusion_core.trainer_protocol import (
     ShardSaved,
     Stopped,
     TrainerEvent,
-    write_control,
     write_run,
 )
 from fusion_data.ingest import ingest
@@ -28,30 +27,10 @@ def _rows(count: int) -> bytes:
     return b"".join(json.dumps({"text": f"row number {n}"}).encode() + b"\n" for n in range(count))
 
 
-@pytest.fixture
-def run(tmp_path: Path):
-    """Run an ingest in this process over files of the given contents; answers all events."""
-    attempts = iter(range(100))
-
-    def run(files: dict[str, bytes], *, control: str | None = None, **settings: object) -> list[TrainerEvent]:
-        run_dir = tmp_path / f"run-{next(attempts)}"
-        run_dir.mkdir()
-        _write(run_dir, files, **settings)
-        if control is not None:
-            write_control(run_dir, control)
-        ingest(run_dir)
-        return [event for _, event in EventReader(run_dir).read()]
-
-    return run
-
-
-def _write(run_dir: Path, files: dict[str, bytes], **settings: object) -> None:
-    inputs = []
-    for number, (name, content) in enumerate(files.items()):
-        path = run_dir / f"input-{number}"
-        path.write_bytes(content)
-        inputs.append(IngestInput(str(path), name))
-    write_run(run_dir, IngestRun(job_id="job", lease_epoch=1, inputs=tuple(inputs), **settings))
+def _write(run_dir: Path, files: dict[str, bytes]) -> None:
+    (run_dir / "input").write_bytes(next(iter(files.values())))
+    inputs = (IngestInput(str(run_dir / "input"), next(iter(files))),)
+    write_run(run_dir, IngestRun(job_id="job", lease_epoch=1, inputs=inputs))
 
 
 def _shards(events: list[TrainerEvent]) -> list[ShardSaved]:
@@ -63,8 +42,8 @@ def _texts(events: list[TrainerEvent], split: str) -> list[str]:
     return [json.loads(line)["text"] for path in paths for line in path.read_bytes().splitlines()]
 
 
-def test_every_row_lands_in_one_shard_and_the_counts_agree(run):
-    events = run({"a.jsonl": _rows(500), "b.txt": b"one\n\ntwo\n"}, heldout_percent=10, shard_bytes=2000)
+def test_every_row_lands_in_one_shard_and_the_counts_agree(ingested):
+    events = ingested({"a.jsonl": _rows(500), "b.txt": b"one\n\ntwo\n"}, heldout_percent=10, shard_bytes=2000)
     finished = events[-1]
     assert isinstance(finished, Finished)
     train, heldout = _texts(events, "train"), _texts(events, "heldout")
@@ -76,8 +55,8 @@ def test_every_row_lands_in_one_shard_and_the_counts_agree(run):
     assert finished.result["shards"] == len(_shards(events))
 
 
-def test_shards_are_bounded_and_their_entries_match_the_files(run):
-    shards = _shards(run({"a.jsonl": _rows(500)}, shard_bytes=2000))
+def test_shards_are_bounded_and_their_entries_match_the_files(ingested):
+    shards = _shards(ingested({"a.jsonl": _rows(500)}, shard_bytes=2000))
     assert len(shards) > 5
     for shard in shards:
         content = Path(shard.path).read_bytes()
@@ -87,23 +66,23 @@ def test_shards_are_bounded_and_their_entries_match_the_files(run):
     assert [s.file.rel for s in shards if s.split == "train"][:2] == ["train-00000.jsonl", "train-00001.jsonl"]
 
 
-def test_equal_input_gives_equal_shards_and_a_row_keeps_its_side_in_another_upload(run):
-    first, second = run({"a.jsonl": _rows(300)}), run({"a.jsonl": _rows(300)})
+def test_equal_input_gives_equal_shards_and_a_row_keeps_its_side_in_another_upload(ingested):
+    first, second = ingested({"a.jsonl": _rows(300)}), ingested({"a.jsonl": _rows(300)})
     assert [s.file for s in _shards(first)] == [s.file for s in _shards(second)]
-    grown = run({"a.jsonl": _rows(600)})
+    grown = ingested({"a.jsonl": _rows(600)})
     assert set(_texts(first, "heldout")) <= set(_texts(grown, "heldout"))
 
 
 @pytest.mark.parametrize("percent", [0, 2, 100])
 @pytest.mark.parametrize("content", [_rows(2), _rows(3), b'{"text": "same"}\n' * 3])
-def test_neither_side_is_ever_empty(run, content, percent):
-    events = run({"a.jsonl": content}, heldout_percent=percent)
+def test_neither_side_is_ever_empty(ingested, content, percent):
+    events = ingested({"a.jsonl": content}, heldout_percent=percent)
     assert _texts(events, "train")
     assert _texts(events, "heldout")
 
 
-def test_every_bad_line_is_named_and_nothing_is_written(run, tmp_path):
-    events = run({"good.jsonl": _rows(5), "bad.jsonl": _rows(2) + b"oops\n" + _rows(1) + b'{"text": 1}\n'})
+def test_every_bad_line_is_named_and_nothing_is_written(ingested, tmp_path):
+    events = ingested({"good.jsonl": _rows(5), "bad.jsonl": _rows(2) + b"oops\n" + _rows(1) + b'{"text": 1}\n'})
     outcome = events[-1]
     assert isinstance(outcome, Rejected)
     assert outcome.code == "invalid_row"
@@ -116,9 +95,9 @@ def test_every_bad_line_is_named_and_nothing_is_written(run, tmp_path):
     assert report["errors_by_rule"] == {"invalid_json": 1, "wrong_type": 1}
 
 
-def test_with_skip_bad_rows_are_left_out_and_counted(run, tmp_path):
+def test_with_skip_bad_rows_are_left_out_and_counted(ingested, tmp_path):
     content = _rows(20) + b"oops\n" + _rows(1) + b'{"text": 1}\n'
-    events = run({"a.jsonl": content}, policy="skip")
+    events = ingested({"a.jsonl": content}, policy="skip")
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert sorted(_texts(events, "train") + _texts(events, "heldout")) == sorted(
@@ -138,15 +117,15 @@ def test_with_skip_bad_rows_are_left_out_and_counted(run, tmp_path):
         ({"a.jsonl": _rows(3), "b.csv": b"x,y\n1,2\n"}, "invalid_row"),
     ],
 )
-def test_what_concerns_a_whole_file_is_never_skipped(run, files, code):
-    outcome = run(files, policy="skip")[-1]
+def test_what_concerns_a_whole_file_is_never_skipped(ingested, files, code):
+    outcome = ingested(files, policy="skip")[-1]
     assert isinstance(outcome, Rejected)
     assert outcome.code == code
     assert len(outcome.errors) <= 20
 
 
-def test_the_report_lists_the_first_thousand_faults_and_counts_all(run, tmp_path):
-    outcome = run({"a.jsonl": b"oops\n" * 1500})[-1]
+def test_the_report_lists_the_first_thousand_faults_and_counts_all(ingested, tmp_path):
+    outcome = ingested({"a.jsonl": b"oops\n" * 1500})[-1]
     assert isinstance(outcome, Rejected)
     assert len(outcome.errors) == 20, "a glance"
     assert "1500 errors were found; the report lists 1000" in outcome.message
@@ -165,16 +144,16 @@ def test_the_report_lists_the_first_thousand_faults_and_counts_all(run, tmp_path
         ({"a.jsonl": b'{"text": "\xff"}\n'}, "invalid_encoding", "Save the file as UTF-8"),
     ],
 )
-def test_rejections_say_what_to_do(run, files, code, words):
-    outcome = run(files)[-1]
+def test_rejections_say_what_to_do(ingested, files, code, words):
+    outcome = ingested(files)[-1]
     assert isinstance(outcome, Rejected)
     assert outcome.code == code
     assert words in outcome.message
 
 
 @pytest.mark.parametrize("reason", ["drain", "cancel", "stop"])
-def test_control_is_obeyed(run, reason):
-    assert run({"a.jsonl": _rows(3)}, control=reason) == [Stopped(step=0, reason=reason)]
+def test_control_is_obeyed(ingested, reason):
+    assert ingested({"a.jsonl": _rows(3)}, control=reason) == [Stopped(step=0, reason=reason)]
 
 
 def _command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -227,9 +206,14 @@ def test_validate_prints_the_report_of_the_service(tmp_path):
     assert wrong.returncode == 1
     assert f"{bad}:5:1: not JSON" in wrong.stderr
     assert "1 errors: 1 invalid_json" in wrong.stderr
-    lenient = _command("validate", bad, "--policy", "skip", "--report", tmp_path / "report.json")
+    lenient = _command("validate", bad, "--policy", "skip")
     assert lenient.returncode == 0
     assert "skipped: 1 rows" in lenient.stdout
-    assert json.loads((tmp_path / "report.json").read_bytes())["skipped_rows"] == 1
+    shown = _command("validate", good, bad, "--json")
+    report = json.loads(shown.stdout)
+    assert (shown.returncode, shown.stderr) == (1, "")
+    assert (report["code"], report["skipped_rows"], report["errors"][0]["line"]) == ("invalid_row", 1, 5)
+    assert json.loads(_command("validate", good, "--json").stdout)["code"] is None
     assert _command("validate", tmp_path / "absent.jsonl").returncode == 2
+    assert _command("validate", good, "--policy", "ignore").returncode == 2
     assert '{"text"' in _command("--help").stdout

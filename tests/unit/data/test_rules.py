@@ -59,8 +59,8 @@ CASES: dict[str, tuple[str, bytes | dict[str, list[object]]]] = {
     "equal_pair": ("a.jsonl", row(prompt="a", chosen="b", rejected="b")),
     "too_many_messages": ("a.jsonl", row(USER, ANSWER, USER)),
 }
-# These two are broken by a dataset and not by a row; test_report.py breaks them.
-OF_THE_DATASET = {"too_many_rows", "empty_file"}
+# These are broken by a dataset or its reader's machine and not by a row; test_report.py and test_poison.py break them.
+OF_THE_DATASET = {"too_many_rows", "empty_file", "too_slow", "too_much_memory"}
 
 
 def test_every_rule_has_an_example() -> None:
