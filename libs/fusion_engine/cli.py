@@ -12,17 +12,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusion_engine.commands import attempt, evaluate, grow, inspect, plan, train
+from fusion_engine.commands import attempt, contract, evaluate, grow, inspect, plan, train
 from fusion_engine.outcomes import RejectedError
 
 BAD_INPUT_EXIT, DISK_FULL_EXIT, INTERRUPTED_EXIT = 2, 28, 130
-_COMMANDS = (inspect, plan, grow, train, evaluate)
+_COMMANDS = (inspect, plan, grow, train, contract, evaluate)
 _EPILOG = """\
 examples:
   fusion-engine inspect ./Llama-3.2-1B                      what the model is and what can be grown
   fusion-engine plan ./Llama-3.2-1B --growth-factor 1.3     exact sizes, without reading any weights
   fusion-engine grow ./Llama-3.2-1B ./grown                 a larger model that computes the same
   fusion-engine train ./Llama-3.2-1B rows.jsonl ./ours      grow, and train what was added
+  fusion-engine contract ./ours ./small                     fewer FFN channels, healed by distillation
   fusion-engine evaluate ./grown heldout.jsonl              its perplexity on data
 
 `python -m fusion_engine RUN_DIR` works off one attempt of a worker (docs/trainer-protocol.md).

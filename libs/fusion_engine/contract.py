@@ -22,6 +22,7 @@ from fusion_engine.checkpoint import identity_of, read_state
 from fusion_engine.evaluate import evaluate
 from fusion_engine.export import write_export
 from fusion_engine.files import complete_or_absent
+from fusion_engine.finite_tensor import FiniteTensor
 from fusion_engine.grow import write_config
 from fusion_engine.heal import distillation_from, heals
 from fusion_engine.healing_text import HealingText, prepare_text
@@ -40,7 +41,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.reconstruct import reconstruct
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint
-from fusion_engine.safetensors_stream import MemoryTensor, TensorSource, write_model
+from fusion_engine.safetensors_stream import DamagedFileError, MemoryTensor, TensorSource, write_model
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import load_frozen
 from fusion_engine.training_curve import add_curve, curve_files
@@ -71,6 +72,7 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
     plan, identity = run.contraction_plan, identity_of("contract", run.contraction_plan, run.hyperparams)
     base = open_base(Path(run.base_dir))
     _check_request(run, base)
+    _check_weights(base)
     resumed = Path(run.checkpoint_dir) if run.checkpoint_dir is not None else None
     healing = run.hyperparams.healing()
     state = read_state(resumed, identity, healing, run.num_processes) if resumed is not None else None
@@ -83,7 +85,7 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
 
     reporter.phase("diagnosing")
     before = _measure(source, text, accelerator)
-    diagnosis = diagnose(source, base, run, text)
+    diagnosis = diagnose(source, base, run, text, reporter)
     reporter.obey(progress.step)
     if accelerator.is_main_process:
         with complete_or_absent(run_dir / CONTRACTED_FOLDER) as partial:
@@ -119,7 +121,7 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
     return result
 
 
-def diagnose(source: Any, base: BaseFolder, run: ContractRun, text: HealingText) -> Diagnosis:
+def diagnose(source: Any, base: BaseFolder, run: ContractRun, text: HealingText, reporter: Reporter) -> Diagnosis:
     """Score the channels of every layer on the calibration text, and measure each layer's damage."""
     plan, importance = run.contraction_plan, run.hyperparams.importance
     statistics = calibrate(source, base.family, text.calibration)
@@ -128,7 +130,9 @@ def diagnose(source: Any, base: BaseFolder, run: ContractRun, text: HealingText)
         for gathered, module in zip(statistics, down_projections(source, base.family), strict=True)
     ]
     requested = max(1, round(plan.ffn_before * (1.0 - plan.contraction_ratio)))
+    reporter.phase("diagnosing", f"channels are scored by {importance}; measuring what each layer would lose")
     damage = layer_damage(source, base.family, [best_channels(each, requested) for each in scores], text.damage)
+    reporter.phase("diagnosing", "solving the down-projections of the channels that stay")
     kept = [best_channels(each, plan.ffn_after) for each in scores]
     return Diagnosis(
         kept=[channels.numpy() for channels in kept],
@@ -161,6 +165,16 @@ def _check_request(run: ContractRun, base: BaseFolder) -> None:
             f"the source has {shape.layers} layers, {shape.ffn} FFN channels and {shape.params} parameters; the"
             f" contraction plan was made for {plan.layers}, {plan.ffn_before} and {plan.params_before}",
         )
+
+
+def _check_weights(base: BaseFolder) -> None:
+    """Raises RejectedError base_model_corrupt for NaN or infinity: nothing can be sampled from such a source."""
+    try:
+        for name, tensor in base.tensors.items():
+            for _ in FiniteTensor.of(name, tensor).chunks():
+                pass
+    except DamagedFileError as error:
+        raise RejectedError("base_model_corrupt", f"{error}. Import an intact copy of the model again.") from error
 
 
 def _measure(model: Any, text: HealingText, accelerator: Accelerator) -> Evaluation:

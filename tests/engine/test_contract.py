@@ -19,6 +19,7 @@ from fusion_engine.families import FAMILIES
 from fusion_engine.files import build_manifest
 from fusion_engine.run import execute
 from fusion_engine.safetensors_stream import read_header
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -83,6 +84,7 @@ def test_plain_transformers_loads_the_export(undisturbed: Path, tiny_base: Path)
     export = undisturbed / "export"
     model = AutoModelForCausalLM.from_pretrained(export, local_files_only=True)
     assert model.config.intermediate_size == 32
+    assert "contracted from 64 to 32 FFN channels" in (export / "README.md").read_text()
     assert model.num_parameters() == outcome(undisturbed).result["params_after"]
     assert of_type(undisturbed, "ExportSaved")[0].manifest == build_manifest(export)
     tokenizer = AutoTokenizer.from_pretrained(export, local_files_only=True)
@@ -240,6 +242,19 @@ def test_what_cannot_be_contracted_is_rejected(
     execute(run_dir)
     assert outcome(run_dir).code == code
     assert message in outcome(run_dir).message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_source_with_weights_that_are_no_numbers_is_rejected(
+    contraction: MakeContraction, copy_base: Path, value: float
+) -> None:
+    weights = load_file(copy_base / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"][3, 2] = value
+    save_file(weights, copy_base / "model.safetensors", metadata={"format": "pt"})
+    run_dir = contraction("not finite", base=copy_base)
+    execute(run_dir)
+    assert outcome(run_dir).code == "base_model_corrupt"
+    assert "model.layers.1.self_attn.q_proj.weight" in outcome(run_dir).message
 
 
 def test_a_plan_for_another_source_is_rejected(contraction: MakeContraction, base_maker: Callable[..., Path]) -> None:

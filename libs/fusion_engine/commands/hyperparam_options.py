@@ -40,7 +40,12 @@ MEANINGS: Mapping[str, str] = {
 }
 
 
-def add_hyperparam_options(parser: argparse.ArgumentParser, kind: type[msgspec.Struct], *left_out: str) -> None:
+def add_hyperparam_options(
+    parser: argparse.ArgumentParser,
+    kind: type[msgspec.Struct],
+    *left_out: str,
+    meanings: Mapping[str, str] = MEANINGS,
+) -> None:
     """An option for each field of `kind` but `left_out`; it is absent from the parsed arguments where not given."""
     described = types.type_info(kind)
     assert isinstance(described, types.StructType)
@@ -50,7 +55,7 @@ def add_hyperparam_options(parser: argparse.ArgumentParser, kind: type[msgspec.S
             continue
         option, accepted = f"--{field.name.replace('_', '-')}", _without_none(field.type)
         default = "none" if field.default is None else str(field.default)
-        meaning = MEANINGS[field.name]
+        meaning = meanings[field.name]
         if isinstance(accepted, types.BoolType):
             group.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{meaning} ({default})"

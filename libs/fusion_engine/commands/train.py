@@ -1,34 +1,19 @@
 """`fusion-engine train`: grow a model and train what was added, on this machine, from JSONL to a model folder."""
 
 import argparse
-import os
-import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from fusion_core.job_spec import Hyperparams
-from fusion_core.trainer_protocol import (
-    EventReader,
-    Finished,
-    Outcome,
-    Rejected,
-    SampleRun,
-    TrainRun,
-    write_control,
-    write_run,
-)
+from fusion_core.trainer_protocol import Rejected, SampleRun, TrainRun, write_run
 
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from
+from fusion_engine.commands.process_options import add_process_options
 from fusion_engine.model_config import plan_of, read_config
 from fusion_engine.outcomes import RejectedError
 
-_STOPPED_EXIT = 130
 _DESCRIPTION = """\
 Grow SRC, train it on DATA and write the result to DST, an ordinary Hugging Face folder. SRC is only read.
 
@@ -72,11 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--pool-rows", metavar="N", type=int, default=768, help="rows to sample from SRC where none are given; 0: none"
     )
-    parser.add_argument("--processes", metavar="N", type=int, default=1, help="processes, one for each GPU")
-    parser.add_argument("--threads", metavar="N", type=int, default=_cores(), help="CPU threads of each (%(default)s)")
-    parser.add_argument(
-        "--checkpoint-every", metavar="S", type=float, default=120.0, help="seconds between checkpoints (%(default)s)"
-    )
+    add_process_options(parser)
     add_hyperparam_options(parser, Hyperparams, "output_name")
     parser.set_defaults(run=_run)
 
@@ -93,8 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     _check_paths(arguments)
 
-    from fusion_engine.commands.watch import watched
-    from fusion_engine.commands.work_folder import split_rows, write_attempt
+    from fusion_engine.commands.local_attempt import conclude, work_off
+    from fusion_engine.commands.work_folder import split_rows
     from fusion_engine.local_shards import local_shards
 
     destination = arguments.destination.resolve()
@@ -117,11 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         hyperparams=hyperparams,
         growth_plan=plan,
     )
-    checkpoint = write_attempt(folder, run)
-    first_step = int(checkpoint.name) if checkpoint is not None else 0
-    with watched(folder, hyperparams.total_steps, first_step), _interrupt_stops(folder):
-        outcome = _execute(folder, arguments.processes)
-    return _conclude(outcome, folder, destination)
+    return conclude(work_off(folder, run, hyperparams.total_steps), folder, destination, _tell)
 
 
 def _made(folder: Path) -> Path:
@@ -136,10 +113,6 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     missing = [str(path) for path in given if not path.exists()]
     if missing:
         raise RejectedError("inputs_unavailable", f"there is no such file: {', '.join(missing)}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pool(arguments: argparse.Namespace, hyperparams: Hyperparams, folder: Path) -> tuple[str, ...]:
@@ -171,49 +144,8 @@ def _pool(arguments: argparse.Namespace, hyperparams: Hyperparams, folder: Path)
     return (str(pool),)
 
 
-def _execute(folder: Path, processes: int) -> Outcome | None:
-    """The outcome; None where the processes of a group ended without one."""
-    if processes == 1:
-        from fusion_engine.run import execute
-
-        return execute(folder)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    subprocess.run([*launch, "-m", "fusion_engine", str(folder)], check=False, start_new_session=True)
-    last = [event for _, event in EventReader(folder).read()][-1:]
-    return last[0] if last and isinstance(last[0], Outcome) else None
-
-
-@contextmanager
-def _interrupt_stops(folder: Path) -> Iterator[None]:
-    """Have the first Ctrl-C save and stop, and the second interrupt as usual."""
-
-    def stop(_: int, __: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        print("stopping at a checkpoint; Ctrl-C again to stop without", file=sys.stderr)
-        write_control(folder, "stop")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _conclude(outcome: Outcome | None, folder: Path, destination: Path) -> int:
-    if outcome is None:
-        print("fusion_engine: the processes died; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 1
-    if isinstance(outcome, Rejected):
-        raise RejectedError(outcome.code, outcome.message, outcome.errors)
-    if not isinstance(outcome, Finished):
-        print(f"stopped after step {outcome.step}; the same command goes on from there", file=sys.stderr)
-        return _STOPPED_EXIT
-    (folder / "export").rename(destination)
-    shutil.rmtree(folder)
-    result = outcome.result
+def _tell(result: dict[str, Any]) -> None:
     print(f"perplexity  {result['perplexity_before']:.2f} -> {result['perplexity_after']:.2f} on held-out rows")
     if result.get("retention_perplexity_after") is not None:
         before, after = result["retention_perplexity_before"], result["retention_perplexity_after"]
         print(f"retention   {before:.2f} -> {after:.2f} on text that the base wrote")
-    print(f"written     {destination}")
-    return 0

@@ -25,15 +25,13 @@ _POLL_S = 0.2
 
 
 @contextmanager
-def watched(run_dir: Path, total_steps: int, first_step: int) -> Iterator[None]:
+def watched(run_dir: Path, total_steps: int, first_step: int, label: str) -> Iterator[None]:
     """Show what happens in `run_dir` while the block runs; of its checkpoints only the newest is kept."""
     from tqdm import tqdm
 
     (run_dir / EVENTS_FILE).unlink(missing_ok=True)  # those of an earlier attempt have been seen
     reader, done = EventReader(run_dir), threading.Event()
-    with tqdm(
-        total=total_steps, initial=first_step, unit="step", desc="training", disable=None, file=sys.stderr
-    ) as bar:
+    with tqdm(total=total_steps, initial=first_step, unit="step", desc=label, disable=None, file=sys.stderr) as bar:
 
         def show() -> None:
             while not done.wait(_POLL_S):

@@ -1,0 +1,156 @@
+"""`fusion-engine contract`: a narrower model, healed by distillation from its source, as a folder of safetensors."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fusion_core.contraction_plan import RATIO_MAX, RATIO_MIN, ContractionPlan, plan_contraction
+from fusion_core.job_spec import ContractHyperparams
+from fusion_core.trainer_protocol import ContractRun
+
+from fusion_engine.commands import Subparsers
+from fusion_engine.commands.hyperparam_options import MEANINGS, add_hyperparam_options, hyperparams_from
+from fusion_engine.commands.process_options import add_process_options
+from fusion_engine.model_config import read_config, read_shape
+from fusion_engine.outcomes import RejectedError
+
+_OPTIONS_OF_THEIR_OWN = ("contraction_ratio", "num_layers_to_contract", "output_name")
+_MEANINGS = {
+    **MEANINGS,
+    "train_steps": "updates of healing",
+    "importance": "how FFN channels are ranked",
+    "lr": "peak learning rate of healing",
+}
+_DESCRIPTION = """\
+Contract SRC into DST: remove the FFN channels that matter least, then heal the rest by distillation from SRC. SRC is
+only read; DST is an ordinary Hugging Face folder of the same family, with narrower FFNs.
+
+A ratio R of the channels of N layers is the request. All layers of a model have one width, so that plain transformers
+loads it: every layer loses R * N / depth of its channels, rounded to a multiple of 128 (of 8 below 2048 channels).
+
+No data is needed: SRC writes the text that its channels are ranked and DST is healed on. With --data both are done on
+your text too, and what SRC wrote is measured beside it.
+
+Ctrl-C saves a checkpoint and stops; the same command goes on from there and ends with the same weights as if nothing
+had happened. What that needs is kept in DST.run and deleted at the end.
+"""
+_EPILOG = """\
+examples:
+  fusion-engine contract ./ours ./small                                half of the channels of 8 layers
+  fusion-engine contract ./ours ./small --plan                         what that would give; loads no weights
+  fusion-engine contract ./ours ./small --ratio 0.25 --layers 16       a quarter of the channels of 16 layers
+  fusion-engine contract ./ours ./small --data manual.jsonl --train-steps 3000 --batch-size 8
+
+What was measured is in docs/contraction.md.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "contract",
+        help="make a model narrower and heal it",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="SRC", type=Path, help="a model folder: config.json, safetensors, tokenizer")
+    parser.add_argument("destination", metavar="DST", type=Path, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--ratio",
+        metavar="R",
+        type=float,
+        default=0.5,
+        help=f"share of the FFN channels, {RATIO_MIN} to {RATIO_MAX} (%(default)s)",
+    )
+    parser.add_argument("--layers", metavar="N", type=int, help="of so many layers (8, or all of fewer)")
+    parser.add_argument("--plan", action="store_true", help="print the plan as JSON and do nothing else")
+    parser.add_argument("--data", metavar="DATA", type=Path, nargs="+", default=[], help="JSONL or text files, folders")
+    parser.add_argument("--pool", metavar="FILE", type=Path, action="append", default=[], help="text sampled from SRC")
+    add_process_options(parser)
+    add_hyperparam_options(parser, ContractHyperparams, *_OPTIONS_OF_THEIR_OWN, meanings=_MEANINGS)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = read_config(arguments.model)
+    read_shape(config)
+    try:
+        plan = plan_contraction(config, arguments.ratio, arguments.layers)
+    except ValueError as error:
+        raise RejectedError("validation_failed", str(error)) from error
+    if arguments.plan:
+        print(msgspec.json.encode(plan).decode())
+        return 0
+    hyperparams = msgspec.structs.replace(
+        hyperparams_from(arguments, ContractHyperparams),
+        contraction_ratio=arguments.ratio,
+        num_layers_to_contract=arguments.layers,
+    )
+    _check_paths(arguments)
+    print(_describe(plan))
+
+    from fusion_engine.commands.local_attempt import conclude, work_off
+
+    destination = arguments.destination.resolve()
+    folder = destination.with_name(f"{destination.name}.run")
+    train, heldout = _shards(arguments.data, folder)
+    run = ContractRun(
+        job_id=destination.name,
+        lease_epoch=1,
+        base_dir=str(arguments.model.resolve()),
+        base_name=arguments.model.resolve().name,
+        output_name=destination.name,
+        dataset_name=", ".join(path.name for path in arguments.data),
+        train_shards=train,
+        heldout_shards=heldout,
+        pool_files=tuple(str(path.resolve()) for path in arguments.pool),
+        checkpoint_every_s=arguments.checkpoint_every,
+        num_processes=arguments.processes,
+        threads=arguments.threads,
+        hyperparams=hyperparams,
+        contraction_plan=plan,
+    )
+    return conclude(work_off(folder, run, hyperparams.train_steps, "healing"), folder, destination, _tell)
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    if arguments.destination.exists():
+        raise RejectedError("validation_failed", f"{arguments.destination} exists; name a folder that does not")
+    missing = [str(path) for path in [*arguments.data, *arguments.pool] if not path.exists()]
+    if missing:
+        raise RejectedError("inputs_unavailable", f"there is no such file: {', '.join(missing)}")
+
+
+def _shards(data: list[Path], folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(training shards, held-out shards) in the work folder; none of either without data."""
+    if not data:
+        return (), ()
+
+    from fusion_engine.commands.work_folder import split_rows
+    from fusion_engine.local_shards import local_shards
+
+    texts = folder / "text"
+    texts.mkdir(parents=True, exist_ok=True)
+    train, heldout = split_rows(local_shards(data, texts), folder / "data")
+    return (str(train),), (str(heldout),)
+
+
+def _describe(plan: ContractionPlan) -> str:
+    shrinkage = f"{plan.achieved_shrinkage:.2%} fewer, {plan.requested_shrinkage:.2%} asked for"
+    return "\n".join(
+        [
+            f"parameters  {plan.params_before:,} -> {plan.params_after:,}  ({shrinkage})",
+            f"FFN width   {plan.ffn_before:,} -> {plan.ffn_after:,} in each of {plan.layers} layers",
+        ]
+    )
+
+
+def _tell(result: dict[str, Any]) -> None:
+    stages = result["perplexity"]
+    print(f"perplexity  {stages['source']:.2f} source, {stages['pruned']:.2f} pruned, {stages['healed']:.2f} healed")
+    retention = result["retention_perplexity"]
+    if retention:
+        figures = ", ".join(f"{value:.2f} {name}" for name, value in retention.items())
+        print(f"retention   {figures}, on text that the source wrote")
+    print(f"layers      those that would lose least: {', '.join(str(layer) for layer in result['layers'])}")
