@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,10 @@ from numpy.typing import NDArray
 
 Message = dict[str, Any]
 Span = tuple[int, int]  # characters from and up to
+# Templates of Llama 3, SmolLM3 and Mistral Small write today's date. They get this one, Llama 3's own default, so that
+# a job that is resumed tomorrow trains the same rows.
+_TODAY = date(2024, 7, 26)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -39,37 +45,57 @@ class ChatTemplate:
             raise ChatError(detail, code="chat_without_assistant")
         if not self._tokenizer.chat_template:
             raise ChatError("the base model's tokenizer has no chat template", code="no_chat_template")
-        template = self._tokenizer.get_chat_template(tools=tools)
+        template = _DATE_CALL.sub(_fixed_date, self._tokenizer.get_chat_template(tools=tools))
+        conversation = _Conversation(self._tokenizer, template, messages, tools)
         if _GENERATION_MARKER.search(template):
-            found = self._apply(messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            found = conversation.write(
+                len(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
             return np.asarray(found["input_ids"], np.int32), np.asarray(found["assistant_masks"], np.bool_)
-        text = self._apply(messages, tools, tokenize=False)
-        return encode_spans(self._tokenizer, text, self._spans(text, messages, tools), add_special_tokens=False)
+        text = conversation.write(len(messages), tokenize=False)
+        return encode_spans(self._tokenizer, text, conversation.assistant_spans(text), add_special_tokens=False)
 
-    def _apply(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, **settings: Any) -> Any:
+
+def _fixed_date(call: re.Match[str]) -> str:
+    return repr(_TODAY.strftime(call[2]))
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """One conversation, and the template that writes it."""
+
+    tokenizer: Any
+    template: str
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None
+
+    def write(self, count: int, **settings: Any) -> Any:
+        """The first `count` messages as the template writes them. Raises ChatError."""
         from jinja2 import TemplateError
 
         try:
-            return self._tokenizer.apply_chat_template(list(messages), tools=tools, **settings)
+            return self.tokenizer.apply_chat_template(
+                list(self.messages[:count]), tools=self.tools, chat_template=self.template, **settings
+            )
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # what templates raise on roles they refuse
             raise ChatError(f"the chat template refuses it: {error}") from error
 
-    def _spans(self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Span]:
+    def assistant_spans(self, text: str) -> list[Span]:
         """Where in `text`, the whole conversation, the assistant's turns lie."""
         spans: list[Span] = []
-        for number, message in enumerate(messages):
+        for number, message in enumerate(self.messages):
             if message.get("role") != "assistant":
                 continue
-            start = self._start_of_turn(text, messages[:number], tools)
-            through = self._apply(messages[: number + 1], tools, tokenize=False)
+            start = self._start_of_turn(text, number)
+            through = self.write(number + 1, tokenize=False)
             spans.append((start, _end_of_turn(text, start, through, str(message.get("content") or "").strip())))
         return spans
 
-    def _start_of_turn(self, text: str, before: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> int:
-        if not before:
+    def _start_of_turn(self, text: str, before: int) -> int:
+        if before == 0:
             return 0
         for generation_prompt in (True, False):  # the prompt may open a thought that this turn does not have
-            prefix = self._apply(before, tools, tokenize=False, add_generation_prompt=generation_prompt)
+            prefix = self.write(before, tokenize=False, add_generation_prompt=generation_prompt)
             if text.startswith(prefix):
                 return len(prefix)
         raise ChatError("the chat template rewrites earlier messages when later ones follow, so turns cannot be told")

@@ -130,6 +130,16 @@ def test_the_assistants_turns_alone_are_learned(
     assert trained_text(tokenizer, document) == wanted
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_for_ever(
+    tokenizer_maker: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Llama 3, SmolLM3 and Mistral Small do; a job that is resumed on another day must train the same rows."""
+    tokenizer = tokenizer_maker("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
+    (document,) = read(tokenizer, tmp_path, {"messages": TURNS})
+    assert tokenizer.decode(document.ids).startswith("26 Jul 2024\n<|im_start|>system")
+    assert trained_text(tokenizer, document) == "new layers<|im_end|>\nthey learn<|im_end|>\n"
+
+
 def test_tools_reach_the_template(tokenizer_maker: Callable[..., Any], tmp_path: Path) -> None:
     tokenizer = tokenizer_maker("{% for t in tools %}[{{ t.function.name }}]{% endfor %}" + CHATML)
     tools = [{"type": "function", "function": {"name": "grow", "parameters": {}}}]
