@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 from fusion_core.growth_plan import GrowthPlan
 
 from fusion_engine.commands import Subparsers
@@ -41,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="a folder that does not exist yet")
     add_growth_options(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the logits of SRC and DST in fp32")
+    parser.add_argument("--json", action="store_true", help="print plan and check as JSON")
     parser.set_defaults(run=_run)
 
 
@@ -50,7 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise RejectedError("validation_failed", f"{destination} exists; name a folder that does not")
     config = read_config(source)
     plan = plan_from(config, arguments)
-    print(describe(read_shape(config), plan))
+    if not arguments.json:
+        print(describe(read_shape(config), plan))
     _grow(source, plan, destination)
     difference = None
     if not arguments.no_check:
@@ -59,8 +62,13 @@ def _run(arguments: argparse.Namespace) -> int:
         except BaseException:
             shutil.rmtree(destination, ignore_errors=True)
             raise
-        print(f"checked     max |logit difference| {difference} on {_PROMPTS + 1} prompts, in fp32")
     _write_card(source, plan, destination, difference)
+    if arguments.json:
+        report = {"model": str(destination), "function_preservation": difference, "plan": plan}
+        print(msgspec.json.encode(report).decode())
+        return 0
+    if difference is not None:
+        print(f"checked     max |logit difference| {difference} on {_PROMPTS + 1} prompts, in fp32")
     print(f"written     {destination}")
     return 0
 

@@ -234,10 +234,15 @@ def _check_tokenizer(root: Path, files: list[str], config: dict[str, Any], fault
 
 
 def _token_ids(tokenizer: dict[str, Any]) -> list[int]:
-    """Every id a fast tokenizer can produce: the vocabulary is a table (BPE, WordPiece) or a list (Unigram)."""
+    """Every id a fast tokenizer can produce: the vocabulary is a table (BPE, WordPiece) or a list (Unigram).
+
+    Special tokens that were added do not count: published models have some that no text holds and that have no row in
+    the embedding (Gemma 3's image token in its text-only sizes). The engine refuses a row that does hold one.
+    """
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids: list[Any] = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab or ())))
     added = tokenizer.get("added_tokens")
-    ids += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    ids += [entry.get("id") for entry in entries if entry.get("special") is not True]
     return [number for number in ids if isinstance(number, int)]

@@ -55,6 +55,12 @@ def test_a_tied_head_that_was_saved_all_the_same_is_not_counted(folder: Any) -> 
     verify_model_folder(folder.path)
 
 
+def test_a_special_token_beyond_the_embedding_is_let_pass(folder: Any) -> None:
+    tokenizer = {"model": {"vocab": {"a": 31}}, "added_tokens": [{"id": 32, "special": True}]}
+    folder.write_json("tokenizer.json", tokenizer)
+    verify_model_folder(folder.path)
+
+
 def _remove_shard(folder: Any) -> None:
     folder.shard()
     (folder.path / "model-00002-of-00002.safetensors").unlink()
