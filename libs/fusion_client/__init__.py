@@ -52,6 +52,7 @@ from fusion_client.models import (
     PresignedUpload,
 )
 from fusion_client.transport import Retries
+from fusion_client.webhooks import Delivery, NewWebhook, Webhook
 
 __all__ = [
     "ApiError",
@@ -66,6 +67,7 @@ __all__ = [
     "DatasetFailedError",
     "DatasetReport",
     "DeadlineError",
+    "Delivery",
     "DownloadManifest",
     "Estimate",
     "Event",
@@ -85,6 +87,7 @@ __all__ = [
     "MetricsPoint",
     "Model",
     "NewKey",
+    "NewWebhook",
     "NotFoundError",
     "PresignedUpload",
     "RateLimitedError",
@@ -93,4 +96,5 @@ __all__ = [
     "TransferError",
     "UnexpectedAnswerError",
     "UnsafePathError",
+    "Webhook",
 ]

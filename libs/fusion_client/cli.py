@@ -1,21 +1,19 @@
 """The `fusion` command: datasets, jobs and models from a terminal. Reads FUSION_API_URL and FUSION_API_KEY."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
-from fusion_client.client import Fusion
-from fusion_client.errors import ApiError, DatasetFailedError, FusionError
+from fusion_client.errors import DatasetFailedError
 from fusion_client.models import Dataset, Job
 from fusion_client.progress import watch
+from fusion_client.terminal import fault_line, notes, out, session, table, time_text
+from fusion_client.webhooks_cli import webhooks_app
 
 Policy = Annotated[str, typer.Option(help="What a bad row does: fail the dataset, or skip: be left out and counted.")]
 app = typer.Typer(
@@ -25,8 +23,7 @@ app = typer.Typer(
     help="Grow and train language models. Set FUSION_API_URL and FUSION_API_KEY first "
     "(a local stack writes both to .fusion/env).",
 )
-_out = Console()
-_notes = Console(stderr=True)
+app.add_typer(webhooks_app)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 Turns = Annotated[int, typer.Option(help="Complete training passes: 1 fast, 2 recommended, 3 best.")]
@@ -36,51 +33,11 @@ SeqLen = Annotated[int, typer.Option(help="Tokens in a sequence.")]
 
 
 @contextmanager
-def _session() -> Iterator[Fusion]:
-    """A client whose errors end the command with a message and status 1."""
-    try:
-        with Fusion.from_environment() as client:
-            yield client
-    except (FusionError, OSError) as error:
-        _notes.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        for line in _error_lines(error):
-            _notes.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def _error_lines(error: Exception) -> list[str]:
-    if isinstance(error, ApiError):
-        lines = [f"{entry.get('pointer', '')}: {entry.get('detail', '')}" for entry in error.errors]
-        return lines + ([f"request id {error.request_id}"] if error.request_id else [])
-    if isinstance(error, DatasetFailedError):
-        return [_fault(entry) for entry in error.errors]
-    return []
-
-
-def _fault(entry: Mapping[str, Any]) -> str:
-    """A fault of a dataset in one line, in the form that editors and grep know."""
-    place = ":".join(str(entry[part]) for part in ("file", "line", "column") if entry.get(part) is not None)
-    pointer = f" {entry['pointer']}" if entry.get("pointer") else ""
-    return f"{place}:{pointer} {entry.get('detail', '')}. {entry.get('fix', '')}".rstrip()
-
-
-@contextmanager
 def _transfer_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=_notes, disable=not _notes.is_terminal) as bar:
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
         row = bar.add_task(label, total=None)
         yield lambda done, size: bar.update(row, completed=done, total=size)
-
-
-def _table(*names: str, rows: list[list[str]]) -> None:
-    table = Table(*names, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    _out.print(table, soft_wrap=True)
-
-
-def _time(moment: datetime | None) -> str:
-    return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 @app.command()
@@ -91,7 +48,7 @@ def upload(
     wait: Annotated[bool, typer.Option(help="Wait until every row has been checked.")] = True,
 ) -> None:
     """Upload files (.jsonl, .csv, .parquet or .txt, also .gz or .zst) as one dataset and print its id."""
-    with _session() as client:
+    with session() as client:
         upload_ids = []
         for file in files:
             with _transfer_bar(file.name) as on_progress:
@@ -99,13 +56,13 @@ def upload(
         dataset = client.create_dataset(upload_ids, name, policy)
         if wait:
             try:
-                with _notes.status("checking every row"):
+                with notes.status("checking every row"):
                     dataset = client.wait_dataset(dataset.id)
             except DatasetFailedError:
-                _notes.print(f"the whole report: fusion report {dataset.id}", highlight=False)
+                notes.print(f"the whole report: fusion report {dataset.id}", highlight=False)
                 raise
-        _notes.print(_describe(dataset), markup=False, highlight=False)
-        _out.print(dataset.id, highlight=False)
+        notes.print(_describe(dataset), markup=False, highlight=False)
+        out.print(dataset.id, highlight=False)
 
 
 def _describe(dataset: Dataset) -> str:
@@ -120,43 +77,47 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show what reading a dataset's files found: rows, duplicates, and what is wrong where."""
-    with _session() as client:
+    with session() as client:
         found = client.get_dataset_report(dataset)
     if json:
-        _out.print_json(data=msgspec.to_builtins(found))
+        out.print_json(data=msgspec.to_builtins(found))
         return
     types = ", ".join(f"{count:,} {kind}" for kind, count in found.rows_by_type.items())
-    _out.print(f"{found.rows:,} rows ({types or 'none'}), {found.text_bytes:,} bytes of text", highlight=False)
-    _out.print(f"{found.skipped_rows:,} bad rows, {found.duplicate_rows:,} exact duplicates", highlight=False)
+    out.print(f"{found.rows:,} rows ({types or 'none'}), {found.text_bytes:,} bytes of text", highlight=False)
+    out.print(f"{found.skipped_rows:,} bad rows, {found.duplicate_rows:,} exact duplicates", highlight=False)
     for error in found.errors:
-        _out.print(_fault(msgspec.to_builtins(error)), markup=False, highlight=False, soft_wrap=True)
+        out.print(fault_line(msgspec.to_builtins(error)), markup=False, highlight=False, soft_wrap=True)
     if found.error_count > len(found.errors):
-        _out.print(f"{found.error_count:,} errors; the first {len(found.errors):,} are listed", highlight=False)
+        out.print(f"{found.error_count:,} errors; the first {len(found.errors):,} are listed", highlight=False)
 
 
 @app.command()
 def datasets() -> None:
     """List your datasets, newest first."""
-    with _session() as client:
-        rows = [[d.id, d.name, d.version, d.status, f"{d.rows:,}", _time(d.created_at)] for d in client.list_datasets()]
-        _table("id", "name", "version", "status", "rows", "created", rows=rows)
+    with session() as client:
+        rows = [
+            [d.id, d.name, d.version, d.status, f"{d.rows:,}", time_text(d.created_at)] for d in client.list_datasets()
+        ]
+        table("id", "name", "version", "status", "rows", "created", rows=rows)
 
 
 @app.command("base-models")
 def base_models() -> None:
     """List the models that can be grown."""
-    with _session() as client:
+    with session() as client:
         models = client.list_base_models()
         rows = [[m.id, m.family, m.name, m.version, f"{m.params:,}", m.precision] for m in models]
-        _table("id", "family", "name", "version", "parameters", "precision", rows=rows)
+        table("id", "family", "name", "version", "parameters", "precision", rows=rows)
 
 
 @app.command()
 def models() -> None:
     """List your trained models, newest first."""
-    with _session() as client:
-        rows = [[m.id, m.name, m.version, f"{m.params:,}", m.status, _time(m.created_at)] for m in client.list_models()]
-        _table("id", "name", "version", "parameters", "status", "created", rows=rows)
+    with session() as client:
+        rows = [
+            [m.id, m.name, m.version, f"{m.params:,}", m.status, time_text(m.created_at)] for m in client.list_models()
+        ]
+        table("id", "name", "version", "parameters", "status", "created", rows=rows)
 
 
 @app.command()
@@ -178,10 +139,10 @@ def estimate(
         "steps_per_cycle": steps_per_cycle,
         "seq_len": seq_len,
     }
-    with _session() as client:
+    with session() as client:
         answer = client.estimate(request)
         rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
-        _table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
+        table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
 
 
 @app.command()
@@ -205,51 +166,51 @@ def train(
         "seq_len": seq_len,
         "lr": lr,
     } | ({"output_name": output_name} if output_name else {})
-    with _session() as client:
+    with session() as client:
         job = client.create_job(
             base_model_id=base_model, dataset_id=dataset, hyperparams=hyperparams, idempotency_key=idempotency_key
         )
-        _out.print(job.id, highlight=False)
+        out.print(job.id, highlight=False)
         if follow:
-            _finish(watch(client, job.id, _notes))
+            _finish(watch(client, job.id, notes))
 
 
 @app.command()
 def jobs() -> None:
     """List your jobs, newest first."""
-    with _session() as client:
+    with session() as client:
         rows = [
-            [j.id, j.type, j.status, str(j.last_checkpoint_step), str(j.retries), _time(j.created_at)]
+            [j.id, j.type, j.status, str(j.last_checkpoint_step), str(j.retries), time_text(j.created_at)]
             for j in client.list_jobs()
         ]
-        _table("id", "type", "status", "checkpoint step", "retries", "created", rows=rows)
+        table("id", "type", "status", "checkpoint step", "retries", "created", rows=rows)
 
 
 @app.command("watch")
 def watch_job(job_id: JobId) -> None:
     """Show a job's progress until it ends. Ctrl-C leaves the job running."""
-    with _session() as client:
-        _finish(watch(client, job_id, _notes))
+    with session() as client:
+        _finish(watch(client, job_id, notes))
 
 
 def _finish(job: Job) -> None:
     """Say what came of a job; a job that did not complete ends the command with status 1."""
     if job.status != "completed":
         raise typer.Exit(1)
-    _notes.print(f"fetch it with: fusion download {job.output_model_id} DIR", markup=False, highlight=False)
+    notes.print(f"fetch it with: fusion download {job.output_model_id} DIR", markup=False, highlight=False)
 
 
 @app.command()
 def cancel(job_id: JobId) -> None:
     """Cancel a job; one that has ended stays as it is."""
-    with _session() as client:
+    with session() as client:
         job = client.cancel_job(job_id)
         said = (
             f"{job.status}; its worker stops at the next step"
             if job.cancel_requested and not job.is_over
             else job.status
         )
-        _notes.print(said, markup=False, highlight=False)
+        notes.print(said, markup=False, highlight=False)
 
 
 @app.command()
@@ -259,8 +220,8 @@ def download(
     parallel: Annotated[int, typer.Option(min=1, max=32, help="Files at a time.")] = 4,
 ) -> None:
     """Download a model's files, each checked against its SHA-256. Run it again to go on after an interruption."""
-    with _session() as client:
+    with session() as client:
         with _transfer_bar("downloading") as on_progress:
             manifest = client.download_model(model_id, directory, parallel, on_progress)
-        _notes.print(f"{len(manifest.files)} files, {manifest.size:,} bytes, all verified", highlight=False)
-        _out.print(str(directory), highlight=False, markup=False)
+        notes.print(f"{len(manifest.files)} files, {manifest.size:,} bytes, all verified", highlight=False)
+        out.print(str(directory), highlight=False, markup=False)

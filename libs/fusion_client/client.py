@@ -5,10 +5,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 from fusion_client import storage
-from fusion_client.errors import ConfigurationError, DatasetFailedError, DeadlineError, InvalidIdError
+from fusion_client.errors import ConfigurationError, DatasetFailedError, DeadlineError
 from fusion_client.event_stream import follow
 from fusion_client.models import (
     BaseModel,
@@ -28,7 +27,8 @@ from fusion_client.models import (
     PresignedUpload,
 )
 from fusion_client.storage import Progress
-from fusion_client.transport import Retries, Transport
+from fusion_client.transport import Retries, Transport, new_key, segment
+from fusion_client.webhooks import Webhooks
 
 DAY_S = 86_400.0
 _CONTENT_TYPES = {".jsonl": "application/jsonl", ".ndjson": "application/x-ndjson", ".txt": "text/plain"}
@@ -44,6 +44,7 @@ class Fusion:
     def __init__(self, url: str, api_key: str, *, retries: Retries | None = None) -> None:
         """`url` is the API's address, like http://127.0.0.1:8000. Raises ConfigurationError."""
         self._transport = Transport(url, api_key, retries or Retries())
+        self.webhooks = Webhooks(self._transport)
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -68,7 +69,7 @@ class Fusion:
     def presign(self, filename: str, content_type: str) -> PresignedUpload:
         """POST /api/uploads/presign: where to PUT a file; the PUT must carry the same content type."""
         body = {"filename": filename, "content_type": content_type}
-        return self._transport.post("/api/uploads/presign", PresignedUpload, body, _new_key())
+        return self._transport.post("/api/uploads/presign", PresignedUpload, body, new_key())
 
     def put_file(
         self, upload: PresignedUpload, path: Path, content_type: str, on_progress: Progress | None = None
@@ -90,11 +91,11 @@ class Fusion:
         """
         body: dict[str, Any] = {"upload_ids": list(upload_ids)}
         body |= {key: value for key, value in (("name", name), ("policy", policy)) if value}
-        return self._transport.post("/api/datasets", Dataset, body, _new_key())
+        return self._transport.post("/api/datasets", Dataset, body, new_key())
 
     def get_dataset(self, dataset_id: str) -> Dataset:
         """GET /api/datasets/{id}."""
-        return self._transport.get(f"/api/datasets/{_segment(dataset_id)}", Dataset)
+        return self._transport.get(f"/api/datasets/{segment(dataset_id)}", Dataset)
 
     def list_datasets(self, limit: int = 100) -> list[Dataset]:
         """GET /api/datasets, newest first."""
@@ -102,7 +103,7 @@ class Fusion:
 
     def get_dataset_report(self, dataset_id: str) -> DatasetReport:
         """GET /api/datasets/{id}/report, with all errors that it lists: a thousand at most."""
-        return self._transport.get(f"/api/datasets/{_segment(dataset_id)}/report?limit=1000", DatasetReport)
+        return self._transport.get(f"/api/datasets/{segment(dataset_id)}/report?limit=1000", DatasetReport)
 
     def wait_dataset(self, dataset_id: str, timeout_s: float = 3600.0, poll_s: float = 1.0) -> Dataset:
         """Wait until a dataset is ready. Raises DatasetFailedError with the first wrong lines, or DeadlineError."""
@@ -130,7 +131,7 @@ class Fusion:
         `request` has `type`, `params_before`, `params_after` and `tokens`, `train_steps` or `turns`, `cycles`,
         `steps_per_cycle`, with `seq_len`.
         """
-        return self._transport.post("/api/pricing/estimate", Estimate, dict(request), _new_key())
+        return self._transport.post("/api/pricing/estimate", Estimate, dict(request), new_key())
 
     def create_job(
         self,
@@ -144,7 +145,7 @@ class Fusion:
 
         The same `idempotency_key` always answers the same job; without one, each call starts a job of its own.
         """
-        key = idempotency_key or _new_key()
+        key = idempotency_key or new_key()
         body = {
             "type": "train",
             "idempotency_key": key,
@@ -156,7 +157,7 @@ class Fusion:
 
     def get_job(self, job_id: str) -> JobDetail:
         """GET /api/jobs/{id}."""
-        return self._transport.get(f"/api/jobs/{_segment(job_id)}", JobDetail)
+        return self._transport.get(f"/api/jobs/{segment(job_id)}", JobDetail)
 
     def list_jobs(self, limit: int = 100) -> list[Job]:
         """GET /api/jobs, newest first."""
@@ -164,22 +165,22 @@ class Fusion:
 
     def cancel_job(self, job_id: str) -> JobDetail:
         """POST /api/jobs/{id}/cancel: legal in every state; a job that has ended is answered as it is."""
-        return self._transport.post(f"/api/jobs/{_segment(job_id)}/cancel", JobDetail, None, _new_key())
+        return self._transport.post(f"/api/jobs/{segment(job_id)}/cancel", JobDetail, None, new_key())
 
     def events(self, job_id: str, after: int = 0, timeout_s: float = DAY_S) -> Iterator[Event]:
         """The job's events with seq > `after`, live, until one ends the job; reconnects by itself.
 
         Raises DeadlineError when `timeout_s` is over.
         """
-        return follow(self._transport, f"/api/jobs/{_segment(job_id)}/events", after, timeout_s)
+        return follow(self._transport, f"/api/jobs/{segment(job_id)}/events", after, timeout_s)
 
     def metrics(self, job_id: str, since_step: int = 0) -> Metrics:
         """GET /api/jobs/{id}/metrics: the training curve after a step, at most 10,000 points at a time."""
-        return self._transport.get(f"/api/jobs/{_segment(job_id)}/metrics", Metrics, {"since_step": since_step})
+        return self._transport.get(f"/api/jobs/{segment(job_id)}/metrics", Metrics, {"since_step": since_step})
 
     def result(self, job_id: str) -> JobResult:
         """GET /api/jobs/{id}/result. Raises NotFoundError until the job has completed."""
-        return self._transport.get(f"/api/jobs/{_segment(job_id)}/result", JobResult)
+        return self._transport.get(f"/api/jobs/{segment(job_id)}/result", JobResult)
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +190,7 @@ class Fusion:
 
     def download_manifest(self, model_id: str) -> DownloadManifest:
         """GET /api/models/{id}/download: the files of a model with short-lived URLs."""
-        return self._transport.get(f"/api/models/{_segment(model_id)}/download", DownloadManifest)
+        return self._transport.get(f"/api/models/{segment(model_id)}/download", DownloadManifest)
 
     def download_model(
         self, model_id: str, destination: Path, parallel: int = 4, on_progress: Progress | None = None
@@ -222,15 +223,4 @@ class Fusion:
 
     def revoke_key(self, key_id: str) -> None:
         """DELETE /api/keys/{id}: effective at once."""
-        self._transport.request("DELETE", f"/api/keys/{_segment(key_id)}")
-
-
-def _new_key() -> str:
-    return f"fusion-client-{uuid4()}"
-
-
-def _segment(value: str) -> str:
-    """An id as one path segment. Raises InvalidIdError."""
-    if not value or not all(character.isalnum() or character in "-_" for character in value):
-        raise InvalidIdError(f"{value!r} is not an id")
-    return value
+        self._transport.request("DELETE", f"/api/keys/{segment(key_id)}")

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx
 import msgspec
 
-from fusion_client.errors import ApiError, ConfigurationError, ConnectionFailedError, UnexpectedAnswerError
+from fusion_client.errors import (
+    ApiError,
+    ConfigurationError,
+    ConnectionFailedError,
+    InvalidIdError,
+    UnexpectedAnswerError,
+)
 from fusion_client.errors import api_error_type as error_type
 
 T = TypeVar("T")
@@ -131,7 +138,7 @@ def retry_after_s(response: httpx.Response) -> float:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of twenty digits
         return 0.0
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
@@ -156,3 +163,15 @@ def connection_failed(request: httpx.Request, error: httpx.TransportError) -> Co
     where = f"{request.url.scheme}://{request.url.netloc.decode()}"
     reason = str(error) or type(error).__name__
     return ConnectionFailedError(f"no answer from {where} ({reason}); is FUSION_API_URL right and the API up?")
+
+
+def new_key() -> str:
+    """An idempotency key of its own."""
+    return f"fusion-client-{uuid4()}"
+
+
+def segment(value: str) -> str:
+    """An id as one path segment. Raises InvalidIdError."""
+    if not value or not all(character.isalnum() or character in "-_" for character in value):
+        raise InvalidIdError(f"{value!r} is not an id")
+    return value
