@@ -37,10 +37,6 @@ class Batch:
             self.input_ids.to(device), self.labels.to(device), self.position_ids.to(device), self.rehearsed.to(device)
         )
 
-    def part(self, rows: slice) -> "Batch":
-        """Some of the rows, for a micro-batch."""
-        return Batch(self.input_ids[rows], self.labels[rows], self.position_ids[rows], self.rehearsed[rows])
-
 
 def collate(rows: Sequence[Row], length: int, rehearsed: Sequence[bool] | None = None) -> Batch:
     """The rows as a batch of `length` positions; no row may have more than length + 1 ids."""

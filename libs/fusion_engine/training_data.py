@@ -105,6 +105,8 @@ def _write_rows(folder: Path, run: EngineRun, base: BaseFolder, seq_len: int) ->
 def row_tokenizer(base: BaseFolder) -> RowTokenizer:
     """Encodes rows as `base` reads them. Raises RejectedError: base_model_incomplete or base_model_corrupt."""
     tokenizer = load_tokenizer(base)
+    if not tokenizer.is_fast:  # it cannot tell which ids are of the answer
+        raise RejectedError("base_model_incomplete", "tokenizer.json is missing; import the model with it")
     return RowTokenizer(tokenizer, eos_id(tokenizer, base.config), int(base.config["vocab_size"]))
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,13 @@ def test_a_sequence_longer_than_the_models_positions(make_run: MakeRun) -> None:
     found = rejected(make_run("run", hyperparams=replace(HYPERPARAMS, seq_len=129)))
     assert (found.code, found.errors[0]["pointer"]) == ("validation_failed", "/hyperparams/seq_len")
     assert "use 128" in found.message
+
+
+def test_a_tokenizer_that_cannot_tell_answers_from_prompts(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "load_tokenizer", lambda _: SimpleNamespace(is_fast=False))
+    found = rejected(make_run("run"))
+    assert found.code == "base_model_incomplete"
+    assert "tokenizer.json is missing" in found.message
 
 
 def test_every_process_hears_of_bad_data(make_run: MakeRun) -> None:
