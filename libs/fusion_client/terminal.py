@@ -14,6 +14,7 @@ from fusion_client.errors import ApiError, DatasetFailedError, FusionError
 
 out = Console()
 notes = Console(stderr=True)
+_FILE_WIDTH = 10_000
 
 
 @contextmanager
@@ -46,11 +47,14 @@ def fault_line(entry: Mapping[str, Any]) -> str:
 
 
 def table(*names: str, rows: list[list[str]]) -> None:
-    """Print rows below their names."""
-    shown = Table(*names, box=None, pad_edge=False)
+    """Print rows below their names. No value is cut: a narrow terminal folds it, a file gets it on one line."""
+    shown = Table(box=None, pad_edge=False)
+    for name in names:
+        shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    out.print(shown, soft_wrap=True)
+    console = out if out.is_terminal else Console(file=out.file, width=_FILE_WIDTH)
+    console.print(shown)
 
 
 def time_text(moment: datetime | None) -> str:

@@ -168,8 +168,9 @@ async def test_gone_disables_the_endpoint_and_cancels_the_rest(
     assert tuple(row) == (False, "gone")
 
 
+@pytest.mark.parametrize("changes", [{}, {"redis_url": "redis://127.0.0.1:1/0"}], ids=["", "without Redis"])
 async def test_one_slow_endpoint_does_not_delay_another(
-    sending: OrchestratorSettings, world: Any, receiver: Receiver, eventually: Any
+    sending: OrchestratorSettings, world: Any, receiver: Receiver, eventually: Any, changes: dict[str, str]
 ) -> None:
     all_there = asyncio.Event()
 
@@ -179,6 +180,7 @@ async def test_one_slow_endpoint_does_not_delay_another(
 
     async with Receiver() as sluggish:
         sluggish.answers = [slow] * 40
+        sending = msgspec.structs.replace(sending, **changes)
         await world.webhook(sluggish.url)
         await world.webhook(receiver.url)
         for _ in range(20):

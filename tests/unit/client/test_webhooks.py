@@ -98,9 +98,15 @@ def test_a_test_event_is_waited_for(server, fusion, end, exit_code, said):
     assert (ended.exit_code, ended.stderr.strip()) == (exit_code, said)
 
 
-def test_lists_say_what_is_wrong(server, fusion):
-    off = WEBHOOK | {"enabled": False, "disabled_reason": "exhausted", "failing_since": NOW}
+def test_lists_say_what_is_wrong_and_cut_nothing(server, fusion):
+    off = WEBHOOK | {
+        "url": "https://example.com/" + "x" * 300,
+        "enabled": False,
+        "disabled_reason": "exhausted",
+        "failing_since": NOW,
+    }
     server.routes["GET /api/webhooks"] = [as_json([off])]
     server.routes["GET /api/webhooks/w-1/deliveries"] = [as_json([delivery("failed", error="answered 500")])]
     assert "disabled (exhausted)" in fusion("list").stdout
+    assert off["url"] in fusion("list").stdout
     assert "answered 500" in fusion("deliveries", "w-1").stdout

@@ -14,6 +14,7 @@ from fusion_core.db.pool import Pool
 from fusion_core.db.webhooks import Answer, Delivery, Ring
 from redis.exceptions import RedisError
 
+from fusion_orchestrator.doorbell import DATABASE_AWAY
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.wake import Wake
 from fusion_orchestrator.webhooks.send import DEADLINE_S, Sender
@@ -39,7 +40,16 @@ class Deliverer:
         self._free = asyncio.Semaphore(concurrency)
 
     async def deliver(self, delivery_id: UUID) -> None:
-        """Claim, send, record. A delivery that another process has, or that is done, is left alone."""
+        """Claim, send, record. A delivery that another process has, or that is done, is left alone.
+
+        With Postgres away the delivery is due still, and rung for again.
+        """
+        try:
+            await self._deliver(delivery_id)
+        except DATABASE_AWAY as error:
+            log.warning("webhook_attempt_lost", delivery_id=str(delivery_id), error=repr(error))
+
+    async def _deliver(self, delivery_id: UUID) -> None:
         async with self._free:
             async with self._pool.acquire() as conn:
                 delivery = await webhooks.claim(conn, delivery_id, lease_s=_LEASE_S)
@@ -67,19 +77,34 @@ class Dispatcher:
         self._deliverer = deliverer
         self._again_s = again_s
         self._batch = batch
+        self._own: set[asyncio.Task[None]] = set()
 
     async def dispatch(self) -> None:
-        """Without a deliverer (no key is set) events are only fanned out. Raises what Postgres raises while away."""
+        """Without a deliverer (no key is set) events are only fanned out. Raises what Postgres raises while away.
+
+        What this replica delivers by itself goes on after the pass, so that a slow receiver holds up nobody else.
+        """
         async with self._pool.acquire() as conn:
             while await webhooks.fan_out(conn, limit=_FAN_OUT) == _FAN_OUT:
                 pass
             failpoints.hit("webhook_fanned_out")
             if self._deliverer is None:
                 return
-            due = await webhooks.ring_due(conn, again_s=self._again_s, limit=self._batch)
+            free = self._batch - len(self._own)
+            due = await webhooks.ring_due(conn, again_s=self._again_s, limit=free)
         unheard = [ring for ring in due if ring.number > 1]
         unsent = await self._ring([ring for ring in due if ring.number == 1])
-        await asyncio.gather(*(self._deliverer.deliver(ring.delivery_id) for ring in unheard + unsent))
+        for ring in unheard + unsent:
+            task = asyncio.create_task(self._deliverer.deliver(ring.delivery_id))
+            self._own.add(task)
+            task.add_done_callback(self._own.discard)
+
+    async def close(self) -> None:
+        """Cancel what this replica delivers by itself; the leases run out, and it is sent again."""
+        own = list(self._own)
+        for task in own:
+            task.cancel()
+        await asyncio.gather(*own, return_exceptions=True)
 
     async def _ring(self, rings: list[Ring]) -> list[Ring]:
         """Put deliveries into the queue; answers those that Redis did not take."""

@@ -38,11 +38,14 @@ class Webhooks:
         await self.wake.wait()
 
     async def run_tasks(self) -> None:
-        """Take deliveries from Redis until cancelled."""
-        if self._tasks is None:
-            await asyncio.Event().wait()
-        else:
-            await self._tasks.run()
+        """Take deliveries from Redis until cancelled, which ends those that this replica took by itself, too."""
+        try:
+            if self._tasks is None:
+                await asyncio.Event().wait()
+            else:
+                await self._tasks.run()
+        finally:
+            await self._dispatcher.close()
 
     async def forget_old(self) -> None:
         async with self._pool.acquire() as conn:

@@ -11,7 +11,6 @@ from arq.typing import WorkerCoroutine
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
-from fusion_orchestrator.doorbell import DATABASE_AWAY
 from fusion_orchestrator.webhooks.dispatch import FUNCTION, QUEUE, Deliverer
 from fusion_orchestrator.webhooks.send import DEADLINE_S
 
@@ -42,10 +41,7 @@ class DeliveryTasks:
             await asyncio.sleep(_AGAIN_S)
 
     async def _deliver(self, _ctx: dict[Any, Any], delivery_id: str) -> None:
-        try:
-            await self._deliverer.deliver(UUID(delivery_id))
-        except DATABASE_AWAY as error:  # the row is due still, and rung for again
-            log.warning("webhook_attempt_lost", delivery_id=delivery_id, error=repr(error))
+        await self._deliverer.deliver(UUID(delivery_id))
 
     def _make_worker(self) -> Worker:
         settings = RedisSettings.from_dsn(self._redis_url)
