@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import random
 
 import pyarrow as pa
 import pytest
-from fusion_data import BadRow, Limits, Row
+from fusion_data import RULES, BadRow, Limits, Row
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}, "id": "c"}
@@ -98,3 +99,21 @@ def test_a_damaged_file_says_so(read, parquet):
         *_, last = read(bytes(damaged), "a.parquet")
         assert isinstance(last, BadRow)
         assert last.faults[0].rule == "damaged_file"
+
+
+def test_a_name_that_is_no_text_is_damage_and_no_crash(fault, parquet):
+    content = parquet({"text": ["a"], "label": ["b"]}, store_schema=False)
+    found = fault(content.replace(b"label", b"lab\xffl"), "a.parquet")
+    assert (found.rule, found.line) == ("damaged_file", 1)
+
+
+@pytest.mark.parametrize("seed", [429, 696, 2514, *range(5)])
+def test_figures_of_columns_that_disagree_do_not_end_the_process(read, parquet, seed):
+    """Asked for these figures, pyarrow 26 aborts at the first three seeds; found by fuzzing."""
+    content = bytearray(parquet({"text": ["one", "two", None] * 9, "messages": [None, None, MESSAGES] * 9}))
+    size = int.from_bytes(content[-8:-4], "little")
+    source = random.Random(seed)
+    for _ in range(3):
+        content[len(content) - 8 - source.randrange(size)] = source.randrange(256)
+    for row in read(bytes(content), "a.parquet"):
+        assert isinstance(row, Row) or row.faults[0].rule in RULES
