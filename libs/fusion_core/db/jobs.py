@@ -8,7 +8,7 @@ import msgspec
 
 from fusion_core.db.endings import end_cancelled, record_event
 from fusion_core.db.pool import Connection, queries
-from fusion_core.db.rows import JobRow
+from fusion_core.db.rows import JobHead, JobRow
 from fusion_core.job_spec import INTERNAL_TYPES, SPEC_VERSION, CustomerSpec, IngestSpec
 from fusion_core.money import Estimate
 from fusion_core.states import State, Status, rows_of_status
@@ -123,10 +123,10 @@ async def get_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | 
     return JobRow.of(record) if record is not None else None
 
 
-async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UUID | None = None) -> list[JobRow]:
+async def list_jobs(conn: Connection, account_id: UUID, *, limit: int, after: UUID | None = None) -> list[JobHead]:
     """Newest first; `after` is the id of the last job of the page before."""
     records = queries.list_jobs(conn, account_id=account_id, limit=limit, after=after)
-    return [JobRow.of(record) async for record in records]
+    return [JobHead.of(record) async for record in records]
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +144,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 async def find_jobs(
     conn: Connection, account_id: UUID, wanted: JobFilter, *, limit: int, after: UUID | None = None
-) -> list[JobRow]:
+) -> list[JobHead]:
     """`list_jobs` with a filter."""
     rows = rows_of_status(wanted.status) if wanted.status is not None else None
     async with conn.transaction():
@@ -163,7 +163,7 @@ async def find_jobs(
             limit=limit,
             after=after,
         )
-        return [JobRow.of(record) async for record in records]
+        return [JobHead.of(record) async for record in records]
 
 
 async def lock_own_job(conn: Connection, account_id: UUID, job_id: UUID) -> JobRow | None:

@@ -53,7 +53,15 @@ async def connect_pool(url: str, *, application_name: str, min_size: int = 1, ma
         timeout=10,
         server_settings={"application_name": application_name},
         init=prepare_connection,
+        reset=_leave_transaction,
     )
+
+
+async def _leave_transaction(connection: Connection) -> None:
+    """Before a connection goes back to its pool. Nothing of ours leaves other traces (settings are `set local`, locks
+    end with their transaction), so the usual reset, a round trip after every query, is saved."""
+    if connection.is_in_transaction():
+        await connection.reset()
 
 
 async def connect(url: str, *, application_name: str) -> OwnConnection:

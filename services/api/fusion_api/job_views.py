@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 from fusion_core.db.endings import frozen_estimate, owed_if_cancelled
-from fusion_core.db.rows import JobRow
+from fusion_core.db.rows import JobHead, JobRow
 from fusion_core.job_spec import CustomerSpec, read_customer_spec
 from fusion_core.states import State
 
@@ -79,7 +79,7 @@ class JobDetail(ListedJob, frozen=True, kw_only=True):
     error: JobError | None
 
 
-def _nine(job: JobRow) -> dict[str, Any]:
+def _nine(job: JobHead) -> dict[str, Any]:
     return {
         "id": job.id,
         "type": job.type,
@@ -93,7 +93,7 @@ def _nine(job: JobRow) -> dict[str, Any]:
     }
 
 
-def _listed(job: JobRow) -> dict[str, Any]:
+def _listed(job: JobHead) -> dict[str, Any]:
     return _nine(job) | {
         "base_model_id": job.base_model_id or (job.source_model_id if job.type == "train" else None),
         "source_model_id": job.source_model_id,
@@ -103,11 +103,11 @@ def _listed(job: JobRow) -> dict[str, Any]:
     }
 
 
-def show_job(job: JobRow) -> Job:
+def show_job(job: JobHead) -> Job:
     return Job(**_nine(job))
 
 
-def show_listed(job: JobRow) -> ListedJob:
+def show_listed(job: JobHead) -> ListedJob:
     return ListedJob(**_listed(job))
 
 

@@ -8,14 +8,20 @@ select * from jobs where account_id = :account_id and idempotency_key = :idempot
 
 -- name: list_jobs(account_id, after, limit)
 -- A first page starts above every id, so that one plan serves every page.
-select * from jobs
+select
+    id, account_id, type, base_model_id, source_model_id, dataset_id, labels, description, state, phase,
+    last_interruption, retries, last_checkpoint_step, output_model_id, created_at, started_at, finished_at
+from jobs
 where account_id = :account_id and not internal
     and id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
 order by id desc limit :limit;
 
 -- name: find_jobs(account_id, type, state, phases, interrupted, start_model_id, dataset_id, labels, after, limit)
 -- Null filters nothing. `labels` are elements of account_labels, all of which a job must have.
-select * from jobs
+select
+    id, account_id, type, base_model_id, source_model_id, dataset_id, labels, description, state, phase,
+    last_interruption, retries, last_checkpoint_step, output_model_id, created_at, started_at, finished_at
+from jobs
 where account_id = :account_id and not internal
     and id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
     and (:type::text is null or type = :type)
