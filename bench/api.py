@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 BATCH = 50_000
-EVENTS, EVENT_EVERY_S = 20, 0.5
+EVENTS, EVENT_EVERY_S = 20, 1.0
 COPIED = (
     "account_id, type, request_sha256, spec_version, spec, base_model_id, dataset_id, price_version, estimate, pool,"
     " state, stopped_at, labels"

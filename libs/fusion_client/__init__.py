@@ -31,6 +31,7 @@ from fusion_client.errors import (
 )
 from fusion_client.models import (
     BaseModel,
+    Checkpoint,
     Dataset,
     DatasetError,
     DatasetReport,
@@ -50,6 +51,7 @@ from fusion_client.models import (
     Model,
     NewKey,
     PresignedUpload,
+    QueuePlace,
 )
 from fusion_client.transport import Retries
 from fusion_client.webhooks import Delivery, NewWebhook, Webhook
@@ -58,6 +60,7 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BaseModel",
+    "Checkpoint",
     "ChecksumError",
     "ConfigurationError",
     "ConflictError",
@@ -90,6 +93,7 @@ __all__ = [
     "NewWebhook",
     "NotFoundError",
     "PresignedUpload",
+    "QueuePlace",
     "RateLimitedError",
     "Retries",
     "ServerError",

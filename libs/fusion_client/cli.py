@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fusion_client.errors import DatasetFailedError
-from fusion_client.models import Dataset, Job
-from fusion_client.progress import watch
+from fusion_client.jobs_cli import Cycles, SeqLen, StepsPerCycle, Turns, jobs_app
+from fusion_client.models import Dataset
 from fusion_client.terminal import fault_line, notes, out, session, table, time_text
 from fusion_client.webhooks_cli import webhooks_app
 
@@ -23,13 +23,8 @@ app = typer.Typer(
     help="Grow and train language models. Set FUSION_API_URL and FUSION_API_KEY first "
     "(a local stack writes both to .fusion/env).",
 )
+app.add_typer(jobs_app)
 app.add_typer(webhooks_app)
-
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-Turns = Annotated[int, typer.Option(help="Complete training passes: 1 fast, 2 recommended, 3 best.")]
-Cycles = Annotated[int, typer.Option(help="Cycles in a turn.")]
-StepsPerCycle = Annotated[int, typer.Option(help="Steps in a cycle.")]
-SeqLen = Annotated[int, typer.Option(help="Tokens in a sequence.")]
 
 
 @contextmanager
@@ -143,74 +138,6 @@ def estimate(
         answer = client.estimate(request)
         rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
         table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
-
-
-@app.command()
-def train(
-    base_model: Annotated[str, typer.Option(help="The id of a base model, or of a model of yours.")],
-    dataset: Annotated[str, typer.Option(help="The id of a dataset that is ready.")],
-    turns: Turns = 1,
-    cycles: Cycles = 6,
-    steps_per_cycle: StepsPerCycle = 1000,
-    seq_len: SeqLen = 256,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
-    output_name: Annotated[str | None, typer.Option(help="The new model's name.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Submitting a key again finds its job.")] = None,
-    follow: Annotated[bool, typer.Option("--watch/--no-watch", help="Show progress until the job ends.")] = True,
-) -> None:
-    """Grow a base model, train the new capacity on a dataset and print the job's id."""
-    hyperparams: dict[str, Any] = {
-        "turns": turns,
-        "cycles": cycles,
-        "steps_per_cycle": steps_per_cycle,
-        "seq_len": seq_len,
-        "lr": lr,
-    } | ({"output_name": output_name} if output_name else {})
-    with session() as client:
-        job = client.create_job(
-            base_model_id=base_model, dataset_id=dataset, hyperparams=hyperparams, idempotency_key=idempotency_key
-        )
-        out.print(job.id, highlight=False)
-        if follow:
-            _finish(watch(client, job.id, notes))
-
-
-@app.command()
-def jobs() -> None:
-    """List your jobs, newest first."""
-    with session() as client:
-        rows = [
-            [j.id, j.type, j.status, str(j.last_checkpoint_step), str(j.retries), time_text(j.created_at)]
-            for j in client.list_jobs()
-        ]
-        table("id", "type", "status", "checkpoint step", "retries", "created", rows=rows)
-
-
-@app.command("watch")
-def watch_job(job_id: JobId) -> None:
-    """Show a job's progress until it ends. Ctrl-C leaves the job running."""
-    with session() as client:
-        _finish(watch(client, job_id, notes))
-
-
-def _finish(job: Job) -> None:
-    """Say what came of a job; a job that did not complete ends the command with status 1."""
-    if job.status != "completed":
-        raise typer.Exit(1)
-    notes.print(f"fetch it with: fusion download {job.output_model_id} DIR", markup=False, highlight=False)
-
-
-@app.command()
-def cancel(job_id: JobId) -> None:
-    """Cancel a job; one that has ended stays as it is."""
-    with session() as client:
-        job = client.cancel_job(job_id)
-        said = (
-            f"{job.status}; its worker stops at the next step"
-            if job.cancel_requested and not job.is_over
-            else job.status
-        )
-        notes.print(said, markup=False, highlight=False)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from fusion_client.errors import ConfigurationError, DatasetFailedError, Deadlin
 from fusion_client.event_stream import follow
 from fusion_client.models import (
     BaseModel,
+    Checkpoint,
     Dataset,
     DatasetReport,
     DownloadManifest,
@@ -145,27 +146,39 @@ class Fusion:
 
         The same `idempotency_key` always answers the same job; without one, each call starts a job of its own.
         """
-        key = idempotency_key or new_key()
-        body = {
-            "type": "train",
-            "idempotency_key": key,
-            "base_model_id": base_model_id,
-            "dataset_id": dataset_id,
-            "hyperparams": dict(hyperparams or {}),
-        }
-        return self._transport.post("/api/jobs", Job, body, key)
+        body = {"type": "train", "base_model_id": base_model_id, "dataset_id": dataset_id}
+        return self.submit(body | {"hyperparams": dict(hyperparams or {})}, idempotency_key)
+
+    def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+        """POST /api/jobs with a whole body, of any type: train, finetune or contract."""
+        key = idempotency_key or str(body.get("idempotency_key") or new_key())
+        return self._transport.post("/api/jobs", Job, {**body, "idempotency_key": key}, key)
 
     def get_job(self, job_id: str) -> JobDetail:
         """GET /api/jobs/{id}."""
         return self._transport.get(f"/api/jobs/{segment(job_id)}", JobDetail)
 
-    def list_jobs(self, limit: int = 100) -> list[Job]:
-        """GET /api/jobs, newest first."""
-        return self._transport.get_pages("/api/jobs", Job, limit)
+    def list_jobs(self, limit: int = 100, *, labels: Mapping[str, str] | None = None, **filters: str) -> list[Job]:
+        """GET /api/jobs, newest first. Filters: `type`, `status`, `base_model`, `dataset`; a job has all `labels`."""
+        wanted: dict[str, Any] = {**filters, "label": [f"{key}={value}" for key, value in (labels or {}).items()]}
+        return self._transport.get_pages("/api/jobs", Job, limit, wanted)
 
     def cancel_job(self, job_id: str) -> JobDetail:
         """POST /api/jobs/{id}/cancel: legal in every state; a job that has ended is answered as it is."""
         return self._transport.post(f"/api/jobs/{segment(job_id)}/cancel", JobDetail, None, new_key())
+
+    def stop_job(self, job_id: str) -> JobDetail:
+        """POST /api/jobs/{id}/stop: it saves a checkpoint, and waits to be resumed or cancelled."""
+        return self._transport.post(f"/api/jobs/{segment(job_id)}/stop", JobDetail, None, new_key())
+
+    def resume_job(self, job_id: str, checkpoint_id: str | None = None) -> JobDetail:
+        """POST /api/jobs/{id}/resume: the job goes on, or from an older checkpoint a new job, which is answered."""
+        body = {"checkpoint_id": checkpoint_id} if checkpoint_id else None
+        return self._transport.post(f"/api/jobs/{segment(job_id)}/resume", JobDetail, body, new_key())
+
+    def list_checkpoints(self, job_id: str, limit: int = 100) -> list[Checkpoint]:
+        """GET /api/jobs/{id}/checkpoints, newest first."""
+        return self._transport.get_pages(f"/api/jobs/{segment(job_id)}/checkpoints", Checkpoint, limit)
 
     def events(self, job_id: str, after: int = 0, timeout_s: float = DAY_S) -> Iterator[Event]:
         """The job's events with seq > `after`, live, until one ends the job; reconnects by itself.
@@ -174,9 +187,13 @@ class Fusion:
         """
         return follow(self._transport, f"/api/jobs/{segment(job_id)}/events", after, timeout_s)
 
-    def metrics(self, job_id: str, since_step: int = 0) -> Metrics:
-        """GET /api/jobs/{id}/metrics: the training curve after a step, at most 10,000 points at a time."""
-        return self._transport.get(f"/api/jobs/{segment(job_id)}/metrics", Metrics, {"since_step": since_step})
+    def metrics(self, job_id: str, since_step: int = 0, points: int | None = None) -> Metrics:
+        """GET /api/jobs/{id}/metrics: the training curve after a step, at most 10,000 points at a time.
+
+        With `points` (4 to 2,000) all of it in so many, every extreme of the loss among them.
+        """
+        asked = {"since_step": since_step} | ({"points": points} if points is not None else {})
+        return self._transport.get(f"/api/jobs/{segment(job_id)}/metrics", Metrics, asked)
 
     def result(self, job_id: str) -> JobResult:
         """GET /api/jobs/{id}/result. Raises NotFoundError until the job has completed."""

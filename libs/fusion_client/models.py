@@ -162,6 +162,25 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     percent: float
     tokens: int
     seconds_left: float | None
+    cost_so_far_usd: float = 0.0
+
+
+class QueuePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a queued job stands; `expected_start_at` is None where nothing is known to serve it."""
+
+    position: int
+    expected_start_at: datetime | None
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A point from which a stopped job can go on; `status` is ok or lost."""
+
+    id: str
+    step: int
+    turn_end: bool
+    bytes: int
+    status: str
+    created_at: datetime
 
 
 class JobDetail(Job, frozen=True, kw_only=True):
@@ -169,14 +188,21 @@ class JobDetail(Job, frozen=True, kw_only=True):
 
     phase: str | None
     progress: JobProgress
-    base_model_id: str
-    dataset_id: str
+    base_model_id: str | None
+    dataset_id: str | None
     hyperparams: dict[str, Any]
     params_before: int
     params_after: int
     estimate: Estimate
     cancel_requested: bool
     error: Failure | None
+    source_model_id: str | None = None
+    labels: dict[str, str] = {}
+    description: str | None = None
+    stop_requested: bool = False
+    queue: QueuePlace | None = None
+    resumed_from: str | None = None
+    start_step: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,18 +238,20 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The summary of a completed job. `perplexity` has held-out values by `base`, `turn_1` and so on."""
+    """The summary of a completed job. `perplexity` has held-out values by `base`, `turn_1` and so on, of a contraction
+    by `source`, `pruned` and `healed`. What a type of job does not have is None or empty."""
 
     cost_usd: float
     params_before: int
     params_after: int
-    function_preservation: float
-    perplexity_before: float
-    perplexity_after: float
-    perplexity: dict[str, float] = {}
+    function_preservation: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    perplexity: dict[str, float | None] = {}
     tokens: int | None = None
     gpu_minutes: float | None = None
     growth_plan: dict[str, Any] = {}
+    contraction_plan: dict[str, Any] = {}
     reproducibility: dict[str, Any] = {}
 
 

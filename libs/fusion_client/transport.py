@@ -104,17 +104,17 @@ class Transport:
     def post(self, path: str, answer: type[T], body: object, idempotency_key: str | None = None) -> T:
         return decode(self.request("POST", path, body=body, idempotency_key=idempotency_key), answer)
 
-    def get_pages(self, path: str, item: type[T], limit: int) -> list[T]:
-        """Up to `limit` items of a list, following its pages."""
+    def get_pages(self, path: str, item: type[T], limit: int, filters: Mapping[str, Any] | None = None) -> list[T]:
+        """Up to `limit` items of a list, following its pages, which keep the filters."""
         items: list[T] = []
-        params: dict[str, Any] = {"limit": min(limit, 100)}
+        params: Any = {**(filters or {}), "limit": min(limit, 100)}
         while len(items) < limit:
             response = self.request("GET", path, params=params)
             items += decode(response, list[item])  # type: ignore[valid-type]
             following = response.links.get("next", {}).get("url")
             if following is None:
                 break
-            params = dict(httpx.URL(following).params)  # the query alone: the key goes to no other host or path
+            params = httpx.URL(following).params  # the query alone: the key goes to no other host or path
         return items[:limit]
 
 

@@ -189,3 +189,36 @@ def test_without_an_address_it_says_what_to_set(monkeypatch):
     done = CliRunner().invoke(app, ["jobs"])
     assert done.exit_code == 1
     assert "set FUSION_API_URL and FUSION_API_KEY" in done.stderr
+
+
+def test_a_job_of_each_type_is_submitted_with_what_was_given(fusion, server):
+    server.routes["POST /api/jobs"] = [as_json(job())]
+    ran = fusion(
+        "finetune", "--dataset", "d", "--source-model", "m", "--steps", 10, "--label", "team=a=b", "--no-watch"
+    )
+    assert (ran.exit_code, ran.stdout) == (0, "job-1\n")
+    ran = fusion("contract", "--source-model", "m", "--ratio", 0.25, "--idempotency-key", "k", "--no-watch")
+    assert (ran.exit_code, ran.stdout) == (0, "job-1\n")
+    finetune, contract = (json.loads(request.body) for request in server.asked)
+    assert finetune["labels"] == {"team": "a=b"}
+    assert finetune["hyperparams"] == {"lora_rank": 32, "steps": 10, "seq_len": 256, "lr": 2e-4}
+    assert finetune.items() >= {"type": "finetune", "dataset_id": "d", "source_model_id": "m"}.items()
+    assert contract == {
+        "type": "contract",
+        "idempotency_key": "k",
+        "labels": {},
+        "hyperparams": {"source_model_id": "m", "contraction_ratio": 0.25},
+    }
+    assert fusion("contract", "--source-model", "m", "--label", "team").exit_code == 2
+
+
+def test_stop_resume_and_checkpoints(fusion, server):
+    server.routes["POST /api/jobs/job-1/stop"] = [as_json(job_detail("running", stop_requested=True))]
+    server.routes["POST /api/jobs/job-1/resume"] = [as_json(job_detail("queued") | {"id": "job-2"})]
+    checkpoint = {"id": "c-1", "step": 40, "turn_end": False, "bytes": 1234, "status": "ok"}
+    server.routes["GET /api/jobs/job-1/checkpoints"] = [as_json([checkpoint | {"created_at": "2026-06-04T02:30:00Z"}])]
+    assert "its worker saves a checkpoint" in fusion("stop", "job-1").output
+    resumed = fusion("resume", "job-1", "--checkpoint", "c-1", "--no-watch")
+    assert resumed.stdout == "job-2\n"
+    assert json.loads(server.asked[-1].body) == {"checkpoint_id": "c-1"}
+    assert "c-1" in fusion("checkpoints", "job-1").stdout
