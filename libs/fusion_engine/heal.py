@@ -1,8 +1,8 @@
 """Healing after pruning: the contracted model learns to answer as its source does, at every position.
 
 The loss is KL(source || contracted) over the whole vocabulary (distillation, Hinton et al., arXiv 1503.02531). It needs
-no labels, so text that the source wrote itself will do, and what no such text mentions is kept better than by training
-on the text alone (measured in docs/contraction.md). Nothing of the source's softmax is stored: its hidden states are
+no labels, so text that the source wrote itself will do; next-token loss on the same text heals much less (measured in
+docs/contraction.md). Nothing of the source's softmax is stored: its hidden states are
 computed for each batch and turned into a chunk of probabilities at a time.
 """
 

@@ -118,8 +118,8 @@ def only_channels(module: torch.nn.Linear, kept: torch.Tensor) -> Iterator[None]
 def choose_layers(damage: Sequence[float], count: int) -> tuple[int, ...]:
     """The `count` layers that lose least, ascending; the first layer only when all are asked for.
 
-    Halving the first layer cost most in every measurement, and its damage on its own rows understates what the layers
-    above make of it (docs/contraction.md).
+    In one small model halving the first layer cost most, in another least (docs/contraction.md); what is lost there is
+    lost to every layer above, so the rule takes the safe side.
     """
     order = sorted(range(len(damage)), key=lambda layer: (layer == 0, damage[layer], layer))
     return tuple(sorted(order[:count]))

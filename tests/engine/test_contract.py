@@ -20,6 +20,7 @@ from fusion_engine.files import build_manifest
 from fusion_engine.run import execute
 from fusion_engine.safetensors_stream import read_header
 from safetensors.torch import load_file, save_file
+from test_processes import attempt
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -208,6 +209,19 @@ def test_kill_9_and_resume_gives_the_same_bytes(
     execute(resumed)
     assert exported(resumed) == exported(undisturbed)
     assert outcome(resumed).result == outcome(undisturbed).result
+
+
+def test_two_processes_heal_one_model_and_resume_to_the_same_bytes(contraction: MakeContraction) -> None:
+    whole, killed = (contraction(name, num_processes=2) for name in ("whole", "killed"))
+    finished = attempt(whole)
+    assert finished.returncode == 0, finished.stderr
+    assert outcome(whole).result["reproducibility"]["world_size"] == 2
+    assert attempt(killed, FUSION_FAILPOINT="step:6").returncode != 0
+    resumed = contraction("resumed", num_processes=2, checkpoint_dir=last_checkpoint(killed))
+    finished = attempt(resumed)
+    assert finished.returncode == 0, finished.stderr
+    assert exported(resumed) == exported(whole)
+    assert outcome(resumed).result == outcome(whole).result
 
 
 def test_a_cancelled_contraction_does_nothing_more(contraction: MakeContraction) -> None:

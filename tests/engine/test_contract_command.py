@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,12 @@ def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "updates of healing; 0 to 5,000 (1000)" in " ".join(text.split())
     assert "fusion-engine contract ./ours ./small --plan" in text
+
+
+def test_every_option_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["contract", "--help"])
+    page = (Path(__file__).parents[2] / "docs/engine.md").read_text()
+    section = page.split("## `contract`", 1)[1].split("\n## ", 1)[0]
+    options = set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {option for option in options if f"`{option}" not in section} == set()
