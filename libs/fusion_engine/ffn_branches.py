@@ -5,12 +5,15 @@ computed by itself, every kernel sees the shapes that it sees in the base.
 """
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fusion_engine.families import Family
+
+Branch = Literal["old", "new"]
+_BRANCHES: tuple[Branch, ...] = ("old", "new")
 
 
 class FfnBranches(nn.Module):
@@ -32,6 +35,20 @@ def split_ffns(model: Any, family: Family, old_channels: int) -> None:
     """Replace the FFN of every block, in place, by its branches; one FFN is in memory twice at a time."""
     for block in model.model.layers:
         setattr(block, family.ffn, FfnBranches(getattr(block, family.ffn), old_channels))
+
+
+def whole_name(name: str, family: Family) -> tuple[str, Branch | None]:
+    """The stored name of a parameter, and the branch it is a part for: ".mlp.new.up_proj." is of ".mlp.up_proj."."""
+    for branch in _BRANCHES:
+        part = f".{family.ffn}.{branch}."
+        if part in name:
+            return name.replace(part, f".{family.ffn}."), branch
+    return name, None
+
+
+def is_spare_bias(name: str, family: Family) -> bool:
+    """Whether this is the new branch's output bias, which stays zero: the whole FFN has one, and it is old."""
+    return name.endswith(f".{family.ffn}.new.down_proj.bias")
 
 
 def _branch(whole: Any, channels: slice) -> Any:

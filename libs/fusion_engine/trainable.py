@@ -12,6 +12,7 @@ from fusion_core.job_spec import Hyperparams
 from fusion_engine.base_folder import load_model
 from fusion_engine.checkpoint import Parameters
 from fusion_engine.families import Family
+from fusion_engine.ffn_branches import is_spare_bias, split_ffns, whole_name
 from fusion_engine.grow import new_blocks
 
 
@@ -31,20 +32,27 @@ def load_grown(
 
     `train_scope` new: only what the plan added learns; the rest is frozen and kept once, in `frozen_dtype`. Autograd
     then records nothing below the first new block, so the backward pass ends there. `train_scope` all: everything
-    learns, old weights at `old_lr_scale` of the rate, or at the whole rate where nothing was added.
+    learns, old weights at `old_lr_scale` of the rate, or at the whole rate where nothing was added. Widened FFNs are
+    two branches, so that new channels are parameters of their own; the export joins them again.
     """
+    model = load_model(folder)  # as stored, so that what learns starts from every bit there is
+    if plan.ffn_after > plan.ffn_before:
+        split_ffns(model, family, plan.ffn_before)
     new = _is_new(plan, family)
     if hyperparams.train_scope == "new":
-        model, parameters = load_frozen(folder, new, frozen_dtype)
-        return Trainable(model, parameters, {})
-    model, parameters = load_frozen(folder, lambda _: True, frozen_dtype)
+        return Trainable(model, _freeze(model, new, frozen_dtype), {})
+    parameters = _freeze(model, lambda name: not is_spare_bias(name, family), frozen_dtype)
     old = [name for name in parameters if not new(name)] if plan.params_added else []
     return Trainable(model, parameters, dict.fromkeys(old, hyperparams.old_lr_scale))
 
 
 def load_frozen(folder: Path, learns: Callable[[str], bool], frozen_dtype: torch.dtype) -> tuple[Any, Parameters]:
     """A model whose parameters learn, in fp32, where `learns(name)` says so; the others are in `frozen_dtype`."""
-    model = load_model(folder)  # as stored, so that what learns starts from every bit there is
+    model = load_model(folder)
+    return model, _freeze(model, learns, frozen_dtype)
+
+
+def _freeze(model: Any, learns: Callable[[str], bool], frozen_dtype: torch.dtype) -> Parameters:
     parameters: Parameters = {}
     for name, parameter in model.named_parameters():
         learning = learns(name)
@@ -52,14 +60,18 @@ def load_frozen(folder: Path, learns: Callable[[str], bool], frozen_dtype: torch
         parameter.requires_grad_(learning)
         if learning:
             parameters[name] = parameter
-    return model, parameters
+    return parameters
 
 
 def _is_new(plan: GrowthPlan, family: Family) -> Callable[[str], bool]:
+    """Whether a parameter lies in a new block, or in the new branch of a widened FFN."""
     blocks = set(new_blocks(plan))
 
     def new(name: str) -> bool:
         place = family.split(name)
-        return place is not None and place[0] in blocks
+        if place is None:
+            return False
+        _, branch = whole_name(name, family)
+        return place[0] in blocks or (branch == "new" and not is_spare_bias(name, family))
 
     return new
