@@ -39,7 +39,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     growth_axis: Literal["depth", "width"] = "depth"
     growth_placement: Literal["diagnosed", "upper", "even"] = "diagnosed"
     train_scope: Literal["new", "all"] = "new"
-    old_lr_scale: Share = 0.1
+    old_lr_scale: Share = 0.2
     replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
     retain: Share = 0.0
     warmup: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.02

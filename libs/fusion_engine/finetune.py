@@ -11,9 +11,9 @@ from fusion_engine.export import write_export
 from fusion_engine.lora import attach_adapters, merged_tensors
 from fusion_engine.model_card import add_card
 from fusion_engine.model_config import read_shape
-from fusion_engine.objective import next_token_loss
 from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
+from fusion_engine.rehearsal import rehearsing_loss_of_adapters
 from fusion_engine.reporter import Reporter
 from fusion_engine.summary import measure, training_summary
 from fusion_engine.train import Subject, Trainer
@@ -47,7 +47,7 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
         model=model,
         parameters=parameters,
         rows=data.training,
-        loss_of=next_token_loss,
+        loss_of=rehearsing_loss_of_adapters(run, model),
         measure=lambda model: measure(model, data, accelerator),
         identity=identity,
     )

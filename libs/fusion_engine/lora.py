@@ -1,6 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) through peft: put beside a frozen model's projections, merged into plain weights."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,21 @@ def attach_adapters(model: Any, base: BaseFolder, rank: int) -> tuple[Parameters
             parameter.data = parameter.data.float()
             parameters[name] = parameter
     return parameters, {f"{name}.weight": _adapter(model.get_submodule(name)) for name in targets}
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Inside, the model computes what it computed before it got adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _adapter(layer: Any) -> Adapter:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
@@ -24,6 +25,7 @@ from fusion_core.trainer_protocol import (
 from fusion_engine.base_folder import BaseFolder, open_base
 from fusion_engine.checkpoint import CheckpointState, Parameters, identity_of, read_state
 from fusion_engine.contract import contract_job
+from fusion_engine.diagnose import diagnosed_plan
 from fusion_engine.export import export
 from fusion_engine.finetune import finetune_job
 from fusion_engine.grow import grow
@@ -35,6 +37,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import make_deterministic
+from fusion_engine.retain import go_back, retain_summary
 from fusion_engine.sample import sample_job
 from fusion_engine.summary import growth_summary, measure, training_summary
 from fusion_engine.train import Subject, Trainer
@@ -106,11 +109,14 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     base = open_base(Path(run.base_dir), run.growth_plan)
     _check_request(run)
     data = prepare_data(run_dir / TOKENS_FOLDER, run, base, accelerator, RowSettings.of(run.hyperparams))
-    state = _read_checkpoint(run)
+    identity, state = _identity(run), _read_checkpoint(run)
     reporter.obey(state.progress.step if state is not None else 0)
     for notice in data.notices if state is None else ():
         reporter.emit(notice)
 
+    plan = state.progress.growth_plan if state is not None else None  # a resumed job keeps the places it was given
+    plan = plan or diagnosed_plan(run, base, data.training, accelerator, reporter)
+    run = msgspec.structs.replace(run, growth_plan=plan)
     progress = _grow(run_dir, run, base, data, state, accelerator, reporter)
     frozen_dtype = compute_dtype(run.hyperparams.precision, accelerator.device.type == "cpu")
     grown = load_grown(run_dir / GROWN_FOLDER, run.growth_plan, run.hyperparams, base.family, frozen_dtype)
@@ -124,7 +130,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         rows=data.training,
         loss_of=rehearsing_loss(run, base, grown, frozen_dtype, accelerator.device),
         measure=lambda model: measure(model, data, accelerator),
-        identity=_identity(run),
+        identity=identity,
     )
     trainer = Trainer(run_dir, run, run.hyperparams, accelerator, reporter, subject, progress)
     if run.checkpoint_dir is not None and state is not None:
@@ -132,7 +138,10 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     trainer.train()
 
     reporter.phase("exporting")
+    retain = run.hyperparams.retain
+    curve = go_back(grown.parameters, run_dir / GROWN_FOLDER, retain, lambda: measure(grown.model, data, accelerator))
     result = growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
+    result |= retain_summary(retain, curve)
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
         manifest = export(base, run.growth_plan, _by_every_name(grown), folder)
@@ -185,7 +194,7 @@ def _grow(
     reporter.emit(
         Grown(params_before=plan.params_before, params_after=plan.params_after, function_preservation=difference)
     )
-    return Progress(function_preservation=difference)
+    return Progress(function_preservation=difference, growth_plan=plan)
 
 
 def _by_every_name(grown: Trainable) -> Parameters:

@@ -47,6 +47,7 @@ def test_a_run_grows_trains_evaluates_each_turn_and_exports(undisturbed: Path) -
     assert result["tokens"] == 16 * 16 * 4
     assert [event.phase for event in of_type(undisturbed, "PhaseChanged")] == [
         "preparing",
+        "diagnosing",
         "growing",
         "training",
         "exporting",

@@ -16,6 +16,7 @@ from fusion_core.trainer_protocol import TrainRun
 from fusion_engine.base_folder import BaseFolder, load_model, open_base
 from fusion_engine.batch import Batch
 from fusion_engine.grow import grow
+from fusion_engine.lora import adapters_off, attach_adapters
 from fusion_engine.objective import next_token_loss
 from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.run import execute
@@ -130,3 +131,17 @@ def test_rehearsal_keeps_the_model_near_its_base(
         found = load_model(run_dir / "export", FP32)(input_ids=ids).logits.log_softmax(-1).detach()
         divergence.append(float(F.kl_div(found, wanted, log_target=True, reduction="sum")) / ids.numel())
     assert divergence[0] < 0.8 * divergence[1]
+
+
+def test_the_base_of_a_fine_tuning_job_is_its_model_with_the_adapters_off(tiny_base: Path) -> None:
+    model, base = load_model(tiny_base, FP32), load_model(tiny_base, FP32)
+    parameters, _ = attach_adapters(model, open_base(tiny_base), rank=4)
+    learned(Trainable(model, parameters, {}))
+    inputs = batch_of([True]).inputs
+    with torch.no_grad():
+        wanted, changed = base(**inputs).logits, model(**inputs).logits
+        with adapters_off(model):
+            assert torch.equal(model(**inputs).logits, wanted)
+        assert torch.equal(model(**inputs).logits, changed)
+    assert not torch.equal(changed, wanted)
+    assert all(parameter.requires_grad for parameter in parameters.values())
