@@ -1,0 +1,66 @@
+"""The methods that are compared: each is a job that Fusion can run, with one loop, data and evaluation for all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fusion_core.job_spec import FinetuneHyperparams, Hyperparams
+from quality_base import SEQ_LEN
+
+BATCH_SIZE, TURNS = 8, 3
+REHEARSED_SHARE = 0.2
+OTHER_PLACEMENTS = ("even", "upper")  # than the diagnosed one, which is the default
+
+
+@dataclass(frozen=True)
+class Method:
+    """`settings` go to the job's hyperparameters; `rates` are where the sweep begins; rank 0 means no adapters."""
+
+    label: str
+    rates: tuple[float, ...]
+    settings: dict[str, Any]
+    lora_rank: int = 0
+
+
+METHODS = {
+    "full": Method("full fine-tuning", (1e-3, 2e-3, 4e-3), {"growth_factor": 1.0, "train_scope": "all"}),
+    "lora": Method("LoRA, rank 16", (4e-3, 8e-3, 1.6e-2), {}, lora_rank=16),
+    "expansion": Method(
+        "frozen block expansion", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "growth_placement": "even"}
+    ),
+    "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new"}),
+    "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all"}),
+}
+FUSION, FROZEN = ("fusion", "deep"), ("fusion", "expansion", "lora")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training job of the comparison; `placement` overrides the method's own."""
+
+    method: str
+    rehearsal: bool
+    lr: float
+    seed: int
+    steps: int
+    placement: str = ""
+    retain: float = 0.0
+
+    @property
+    def key(self) -> str:
+        parts = [self.method, "rehearsal" if self.rehearsal else "plain", f"lr{self.lr:g}", f"seed{self.seed}"]
+        parts += [f"steps{self.steps}", self.placement, f"retain{self.retain:g}" if self.retain else ""]
+        return "-".join(part for part in parts if part)
+
+    def hyperparams(self) -> Hyperparams | FinetuneHyperparams:
+        method = METHODS[self.method]
+        shared: dict[str, Any] = {
+            "lr": self.lr,
+            "seed": self.seed,
+            "seq_len": SEQ_LEN,
+            "batch_size": BATCH_SIZE,
+            "replay_fraction": REHEARSED_SHARE if self.rehearsal else 0.0,
+        }
+        if method.lora_rank:
+            return FinetuneHyperparams(lora_rank=method.lora_rank, steps=self.steps, eval_every=self.steps, **shared)
+        own = method.settings | ({"growth_placement": self.placement} if self.placement else {})
+        return Hyperparams(turns=TURNS, cycles=1, train_steps=self.steps // TURNS, retain=self.retain, **(own | shared))
