@@ -170,7 +170,12 @@ async def get_account(services: NamedDependency[Services], caller: NamedDependen
     return await _shown(services, account)
 
 
-@patch("/account", guards=[needs("billing")], summary="Set the spend limit and its warning")
+@patch(
+    "/account",
+    guards=[needs("billing")],
+    summary="Set the spend limit and its warning",
+    example={"spend_limit_usd": 500, "spend_warning_usd": 400},
+)
 async def change_account(
     data: JSONBody[ChangeAccount], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> Account:

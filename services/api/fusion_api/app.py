@@ -3,10 +3,9 @@
 from importlib.metadata import version
 from typing import Any
 
-from litestar import Litestar, Request, Router, get
+from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
-from litestar.enums import OpenAPIMediaType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
@@ -36,6 +35,7 @@ from fusion_api import (
 from fusion_api.auth import provide_caller
 from fusion_api.body_errors import check_body
 from fusion_api.idempotency import provide_once
+from fusion_api.openapi_document import DocumentPlugin, get_document
 from fusion_api.problem_details import (
     STORE_DOWN,
     ProblemError,
@@ -104,11 +104,6 @@ OPERATIONS: list[Any] = [
 ]
 
 
-@get("/openapi.json", media_type=OpenAPIMediaType.OPENAPI_JSON, include_in_schema=False, sync_to_thread=False)
-def get_document(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    return request.app.openapi_schema.to_schema()
-
-
 def create_app(settings: ApiSettings) -> Litestar:
     """The API under /api, liveness and readiness beside it."""
     handlers: Any = {
@@ -139,7 +134,7 @@ def create_app(settings: ApiSettings) -> Litestar:
             title="Fusion",
             version=version("fusion"),
             path="/api/docs",
-            render_plugins=[ScalarRenderPlugin(path="/")],
+            render_plugins=[ScalarRenderPlugin(path="/"), DocumentPlugin(path="/openapi.json")],
             components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
             security=[{"key": []}],
         ),

@@ -12,7 +12,6 @@ from fusion_core.db.pool import queries
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
-from litestar.types import Guard
 
 from fusion_api.problem_details import ProblemError
 from fusion_api.request_context import add_header
@@ -30,19 +29,20 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[str]
 
 
-def needs(*scopes: str) -> Guard:
+class needs:  # noqa: N801 (reads as a word where routes are declared)
     """A guard that asks for a valid key with one of these scopes."""
 
-    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    def __init__(self, *scopes: str) -> None:
+        self.scopes = scopes
+
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         caller = await _authenticate(connection)
         services: Services = connection.app.state.services
         for name, value in (await services.limiter.hit(caller.key_id)).items():
             add_header(connection.scope, name, value)
-        if not caller.scopes.intersection(scopes):
-            raise ProblemError("forbidden_scope", f"this needs the scope {' or '.join(scopes)}")
+        if not caller.scopes.intersection(self.scopes):
+            raise ProblemError("forbidden_scope", f"this needs the scope {' or '.join(self.scopes)}")
         connection.scope["auth"] = caller
-
-    return guard
 
 
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:

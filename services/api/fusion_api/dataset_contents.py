@@ -41,7 +41,12 @@ class TokenCount(msgspec.Struct, frozen=True):
     exact: bool
 
 
-@get("/datasets/{dataset_id:uuid}/preview", guards=[needs("read", "datasets")], summary="The first rows of a dataset")
+@get(
+    "/datasets/{dataset_id:uuid}/preview",
+    guards=[needs("read", "datasets")],
+    summary="The first rows of a dataset",
+    problems=("dataset_not_ready",),
+)
 async def preview_dataset(
     dataset_id: FromPath[UUID],
     services: NamedDependency[Services],
@@ -62,6 +67,10 @@ async def preview_dataset(
     "/datasets/{dataset_id:uuid}/tokens",
     guards=[needs("read", "datasets")],
     summary="How many tokens a dataset has for a base model",
+    problems=(
+        "dataset_not_ready",
+        "tokenizer_unreadable",
+    ),
 )
 async def count_tokens(
     dataset_id: FromPath[UUID],

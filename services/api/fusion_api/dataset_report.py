@@ -64,7 +64,12 @@ class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
     next_after: int | None
 
 
-@get("/datasets/{dataset_id:uuid}/report", guards=[needs("read", "datasets")], summary="What reading a dataset found")
+@get(
+    "/datasets/{dataset_id:uuid}/report",
+    guards=[needs("read", "datasets")],
+    summary="What reading a dataset found",
+    problems=("dataset_not_ready",),
+)
 async def get_dataset_report(
     dataset_id: FromPath[UUID],
     services: NamedDependency[Services],

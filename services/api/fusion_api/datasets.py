@@ -24,6 +24,8 @@ from fusion_api.uploads import check_room
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+EXAMPLE = {"upload_ids": ["0198b3a2-6f00-7000-8000-000000000003"], "name": "support-chats"}
+
 
 class CreateDataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`policy`: a bad row fails the dataset, or is left out and counted."""
@@ -96,7 +98,13 @@ async def ready_dataset(services: Services, caller: Caller, dataset_id: UUID) ->
     return row
 
 
-@delete("/datasets/{dataset_id:uuid}", guards=[needs("datasets")], status_code=204, summary="Delete a dataset")
+@delete(
+    "/datasets/{dataset_id:uuid}",
+    guards=[needs("datasets")],
+    status_code=204,
+    summary="Delete a dataset",
+    problems=("in_use",),
+)
 async def delete_dataset(
     dataset_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> None:
@@ -110,7 +118,14 @@ async def delete_dataset(
         await queries.delete_dataset(connection, dataset_id=dataset_id)
 
 
-@post("/datasets", guards=[needs("datasets")], status_code=201, summary="Make a dataset from uploads")
+@post(
+    "/datasets",
+    guards=[needs("datasets")],
+    status_code=201,
+    summary="Make a dataset from uploads",
+    problems=("not_found", "upload_missing", "upload_consumed", "quota_exceeded"),
+    example=EXAMPLE,
+)
 async def create_dataset(
     data: JSONBody[CreateDataset],
     once: NamedDependency[Once],

@@ -26,6 +26,8 @@ from fusion_api.services import Services
 
 Params = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]
 
+EXAMPLE = {"type": "train", "params_before": 1_500_000_000, "params_after": 2_360_000_000, "turns": 2}
+
 
 class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Numbers, or a whole `job` as POST /jobs takes it, in which case nothing else is said.
@@ -60,12 +62,16 @@ class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return steps * self.seq_len * self.batch_size * self.gradient_accumulation
 
 
-class JobEstimate(ShownEstimate, frozen=True, kw_only=True):
-    """The estimate of a whole job: with the sizes that its plan comes to, and the tokens that it trains on."""
+class PricedEstimate(ShownEstimate, frozen=True, kw_only=True):
+    """Of a whole job it also says the sizes that its plan comes to, and the tokens that it trains on."""
 
-    params_before: int
-    params_after: int
-    tokens: int
+    params_before: int | msgspec.UnsetType = msgspec.UNSET
+    params_after: int | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
+
+
+def _priced(estimate: Estimate, **of_a_job: Any) -> PricedEstimate:
+    return PricedEstimate(**msgspec.structs.asdict(show_estimate(estimate)), **of_a_job)
 
 
 @post(
@@ -73,6 +79,8 @@ class JobEstimate(ShownEstimate, frozen=True, kw_only=True):
     guards=[needs("read", "train", "billing")],
     status_code=200,
     summary="Estimate what a job costs",
+    problems=("not_found", "dataset_not_ready", "unsupported_architecture"),
+    example=EXAMPLE,
 )
 async def estimate_price(
     request: Request[Any, Any, Any],
@@ -80,13 +88,13 @@ async def estimate_price(
     once: NamedDependency[Once],
     services: NamedDependency[Services],
     caller: NamedDependency[Caller],
-) -> ShownEstimate | JobEstimate:
+) -> PricedEstimate:
     """A job created from the same numbers or the same body costs this to the micro-dollar, while prices stay."""
     await once.allow()
     said = msgspec.json.decode(await request.body())
     prices = await current_prices(services.pool)
     if data.job is None:
-        return show_estimate(_of_numbers(data, prices))
+        return _priced(_of_numbers(data, prices))
     others = [FieldError(f"/{name}", "the job says it all") for name in said if name != "job"]
     if others:
         raise invalid(others)
@@ -95,9 +103,8 @@ async def estimate_price(
     except ProblemError as error:
         inside = [FieldError(f"/job{one.pointer}", one.detail) for one in error.errors]
         raise ProblemError(error.problem.code, error.detail, inside) from error
-    shown = show_estimate(estimate)
-    return JobEstimate(
-        **{name: getattr(shown, name) for name in ShownEstimate.__struct_fields__},
+    return _priced(
+        estimate,
         params_before=spec.params_before,
         params_after=spec.params_after,
         tokens=spec.total_steps * spec.tokens_per_step,

@@ -18,7 +18,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@get("/ready", summary="Can it serve? Postgres and S3 answer")
+@get("/ready", summary="Can it serve? Postgres and S3 answer", problems=("not_ready",))
 async def ready(services: NamedDependency[Services]) -> dict[str, str]:
     try:
         async with asyncio.timeout(DEADLINE_S):

@@ -75,7 +75,15 @@ async def stop_job(
     return await read_detail(services, caller, await once.make(stop) or job_id)
 
 
-@post("/jobs/{job_id:uuid}/resume", guards=[needs("train")], status_code=200, summary="Resume a stopped job")
+@post(
+    "/jobs/{job_id:uuid}/resume",
+    guards=[needs("train")],
+    status_code=200,
+    summary="Resume a stopped job",
+    problems=("not_stopped", "spend_limit_reached"),
+    also=(201,),
+    example={"checkpoint_id": "0198b3a2-6f00-7000-8000-000000000004"},
+)
 async def resume_job(
     request: Request[Any, Any, Any],
     job_id: FromPath[UUID],

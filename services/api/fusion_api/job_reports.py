@@ -50,7 +50,12 @@ async def get_metrics(
     return MetricsPage(job_id, len(found), latest, found)
 
 
-@get("/jobs/{job_id:uuid}/result", guards=[needs("read", "train")], summary="Result of a completed job")
+@get(
+    "/jobs/{job_id:uuid}/result",
+    guards=[needs("read", "train")],
+    summary="Result of a completed job",
+    problems=("result_not_ready",),
+)
 async def get_result(
     job_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from fusion_core.db.rows import JobRow
 from fusion_core.states import State, Status
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.base_models import FoundModel
+from fusion_api.idempotency import IdempotencyKey
 from fusion_api.job_bodies import MAX_LABELS, CreateJob
 from fusion_api.job_creation import canonical_sha256, resolve
 from fusion_api.job_queue import read_place
@@ -29,15 +30,35 @@ from fusion_api.services import Services
 log = structlog.get_logger()
 JobType = Literal["train", "finetune", "contract"]
 Label = Annotated[str, msgspec.Meta(max_length=320, pattern="^[^=]{1,63}=")]
+EXAMPLE = {
+    "type": "train",
+    "idempotency_key": "run-2026-06-04-a",
+    "base_model_id": "0198b3a2-6f00-7000-8000-000000000001",
+    "dataset_id": "0198b3a2-6f00-7000-8000-000000000002",
+    "hyperparams": {"turns": 2, "output_name": "my-grown-model"},
+}
 
 
-@post("/jobs", guards=[needs("train")], status_code=201, summary="Create a job")
+@post(
+    "/jobs",
+    guards=[needs("train")],
+    status_code=201,
+    summary="Create a job",
+    problems=(
+        "not_found",
+        "dataset_not_ready",
+        "unsupported_architecture",
+        "spend_limit_reached",
+    ),
+    also=(200,),
+    example=EXAMPLE,
+)
 async def create_job(
     request: Request[Any, Any, Any],
     data: JSONBody[CreateJob],
     services: NamedDependency[Services],
     caller: NamedDependency[Caller],
-    header_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key")] = None,
+    header_key: IdempotencyKey = None,
 ) -> Response[Job]:
     """Submitting an idempotency key again answers the same job; with another body it is a conflict."""
     if header_key is not None and header_key != data.idempotency_key:

@@ -73,7 +73,13 @@ async def list_keys(
     return page(request, [_key(row) async for row in rows], limit)
 
 
-@post("/keys", guards=[needs("train")], status_code=201, summary="Create an API key")
+@post(
+    "/keys",
+    guards=[needs("train")],
+    status_code=201,
+    summary="Create an API key",
+    example={"name": "ci", "scopes": ["train", "read"]},
+)
 async def create_key(
     data: JSONBody[CreateKey],
     once: NamedDependency[Once],

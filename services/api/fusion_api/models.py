@@ -146,7 +146,12 @@ def _ancestor(row: Any) -> Ancestor:
     )
 
 
-@patch("/models/{model_id:uuid}", guards=[needs("models")], summary="Rename a model, or set when it expires")
+@patch(
+    "/models/{model_id:uuid}",
+    guards=[needs("models")],
+    summary="Rename a model, or set when it expires",
+    example={"name": "support-bot-v2"},
+)
 async def change_model(
     model_id: FromPath[UUID],
     data: JSONBody[ChangeModel],
@@ -165,7 +170,9 @@ async def change_model(
         return _model(await _own_model(connection, caller, model_id))
 
 
-@delete("/models/{model_id:uuid}", guards=[needs("models")], status_code=204, summary="Delete a model")
+@delete(
+    "/models/{model_id:uuid}", guards=[needs("models")], status_code=204, summary="Delete a model", problems=("in_use",)
+)
 async def delete_model(
     model_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> None:

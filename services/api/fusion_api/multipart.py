@@ -25,6 +25,7 @@ DEFAULT_PART = 64 * 2**20
 MOST_BYTES = 5 * 2**40
 URLS_AT_ONCE = 1000
 REGISTER_WITHIN_S = 7 * 24 * 3600
+EXAMPLE = {"filename": "train.parquet", "content_type": "application/vnd.apache.parquet", "size": 10 * 2**30}
 
 
 class BeginMultipart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,7 +137,14 @@ async def _shown(services: Services, row: Any) -> Upload:
     )
 
 
-@post("/uploads/multipart", guards=[needs("datasets")], status_code=201, summary="Begin an upload in parts")
+@post(
+    "/uploads/multipart",
+    guards=[needs("datasets")],
+    status_code=201,
+    summary="Begin an upload in parts",
+    problems=("quota_exceeded",),
+    example=EXAMPLE,
+)
 async def begin_multipart(
     data: JSONBody[BeginMultipart],
     once: NamedDependency[Once],
@@ -181,7 +189,14 @@ async def get_upload(
     return await _shown(services, await own_upload(services, caller, upload_id))
 
 
-@post("/uploads/{upload_id:uuid}/parts", guards=[needs("datasets")], status_code=200, summary="Sign parts to PUT")
+@post(
+    "/uploads/{upload_id:uuid}/parts",
+    guards=[needs("datasets")],
+    status_code=200,
+    summary="Sign parts to PUT",
+    problems=("upload_consumed",),
+    example={"part_numbers": [1, 2, 3]},
+)
 async def sign_parts(
     upload_id: FromPath[UUID],
     data: JSONBody[SignParts],
@@ -211,7 +226,17 @@ async def sign_parts(
     ]
 
 
-@post("/uploads/{upload_id:uuid}/complete", guards=[needs("datasets")], status_code=200, summary="Complete an upload")
+@post(
+    "/uploads/{upload_id:uuid}/complete",
+    guards=[needs("datasets")],
+    status_code=200,
+    summary="Complete an upload",
+    problems=(
+        "upload_incomplete",
+        "upload_missing",
+        "upload_consumed",
+    ),
+)
 async def complete_upload(
     upload_id: FromPath[UUID],
     once: NamedDependency[Once],
@@ -234,7 +259,13 @@ async def complete_upload(
     return upload
 
 
-@delete("/uploads/{upload_id:uuid}", guards=[needs("datasets")], status_code=204, summary="Abort an upload")
+@delete(
+    "/uploads/{upload_id:uuid}",
+    guards=[needs("datasets")],
+    status_code=204,
+    summary="Abort an upload",
+    problems=("upload_consumed",),
+)
 async def abort_upload(
     upload_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> None:

@@ -30,6 +30,11 @@ CYCLES, SHORT_CYCLE, LONG_CYCLE = 6, 500, 2000
 SEQ_LENS = (128, 256, 512, 1024, 2048, 4096)
 PASSES = 2  # how often a turn may read the data before it repeats itself
 
+EXAMPLE = {
+    "base_model_id": "0198b3a2-6f00-7000-8000-000000000001",
+    "dataset_id": "0198b3a2-6f00-7000-8000-000000000002",
+}
+
 
 class RecommendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_model_id: UUID
@@ -92,7 +97,19 @@ def recommend_warnings(tokens: int, hyperparams: Hyperparams, exact: bool) -> li
     return found
 
 
-@post("/training/recommend", guards=[needs("read", "train")], status_code=200, summary="Recommend settings")
+@post(
+    "/training/recommend",
+    guards=[needs("read", "train")],
+    status_code=200,
+    summary="Recommend settings",
+    problems=(
+        "not_found",
+        "dataset_not_ready",
+        "tokenizer_unreadable",
+        "unsupported_architecture",
+    ),
+    example=EXAMPLE,
+)
 async def recommend(
     data: JSONBody[RecommendRequest],
     once: NamedDependency[Once],

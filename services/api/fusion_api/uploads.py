@@ -18,6 +18,7 @@ from fusion_api.services import Services
 
 ONE_PUT_BYTES = 5 * 2**30  # the most that S3 takes in one PUT
 REGISTER_WITHIN_S = 24 * 3600  # from the end of its URL; then it is pruned
+EXAMPLE = {"filename": "train.jsonl", "content_type": "application/jsonl", "size": 1_048_576}
 
 Filename = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 ContentType = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9.+-]+/[a-zA-Z0-9.+-]+$", max_length=255)]
@@ -60,7 +61,14 @@ def check_room(stored: int, more: int, allowed: int, pointer: str) -> None:
         raise ProblemError("quota_exceeded", detail, [FieldError(pointer, f"{more} more do not fit")])
 
 
-@post("/uploads/presign", guards=[needs("datasets")], status_code=200, summary="Presign an upload")
+@post(
+    "/uploads/presign",
+    guards=[needs("datasets")],
+    status_code=200,
+    summary="Presign an upload",
+    problems=("quota_exceeded",),
+    example=EXAMPLE,
+)
 async def presign_upload(
     data: JSONBody[PresignRequest],
     once: NamedDependency[Once],

@@ -107,6 +107,7 @@ async def get_delivery(
     guards=[needs("train")],
     status_code=202,
     summary="Send a delivery again",
+    problems=("webhook_disabled",),
 )
 async def replay_delivery(
     webhook_id: FromPath[UUID],
@@ -121,7 +122,13 @@ async def replay_delivery(
     )
 
 
-@post("/webhooks/{webhook_id:uuid}/test", guards=[needs("train")], status_code=202, summary="Send a test event")
+@post(
+    "/webhooks/{webhook_id:uuid}/test",
+    guards=[needs("train")],
+    status_code=202,
+    summary="Send a test event",
+    problems=("webhook_disabled",),
+)
 async def send_test(
     webhook_id: FromPath[UUID],
     once: NamedDependency[Once],

@@ -119,7 +119,14 @@ async def list_webhooks(
     return page(request, [Webhook(**_fields(row)) async for row in rows], limit)
 
 
-@post("/webhooks", guards=[needs("train")], status_code=201, summary="Create a webhook")
+@post(
+    "/webhooks",
+    guards=[needs("train")],
+    status_code=201,
+    summary="Create a webhook",
+    problems=("too_many_webhooks", "webhooks_off"),
+    example={"url": "https://example.com/fusion", "event_types": ["job.completed", "job.failed"]},
+)
 async def create_webhook(
     data: JSONBody[CreateWebhook],
     once: NamedDependency[Once],
@@ -169,7 +176,12 @@ async def get_webhook(
     return Webhook(**_fields(row))
 
 
-@patch("/webhooks/{webhook_id:uuid}", guards=[needs("train")], summary="Change, disable or enable a webhook")
+@patch(
+    "/webhooks/{webhook_id:uuid}",
+    guards=[needs("train")],
+    summary="Change, disable or enable a webhook",
+    example={"enabled": False},
+)
 async def change_webhook(
     webhook_id: FromPath[UUID],
     data: JSONBody[ChangeWebhook],
@@ -202,7 +214,13 @@ async def delete_webhook(
         raise not_found("webhook")
 
 
-@post("/webhooks/{webhook_id:uuid}/rotate", guards=[needs("train")], status_code=200, summary="Rotate the secret")
+@post(
+    "/webhooks/{webhook_id:uuid}/rotate",
+    guards=[needs("train")],
+    status_code=200,
+    summary="Rotate the secret",
+    problems=("webhooks_off",),
+)
 async def rotate_secret(
     webhook_id: FromPath[UUID],
     once: NamedDependency[Once],

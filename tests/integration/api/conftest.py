@@ -20,6 +20,8 @@ from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
+from .documented import check_documented
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "num_hidden_layers": 4,
@@ -145,7 +147,9 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 async def http(common_settings: CommonSettings, storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings), webhook_key="test-key-" * 4))
     transport = httpx.ASGITransport(RequestContext(app), raise_app_exceptions=False)  # type: ignore[arg-type]
-    async with open_services(app), httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client:
+    hooks = {"response": [check_documented]}
+    client = httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30, event_hooks=hooks)
+    async with open_services(app), client:
         yield client
 
 
