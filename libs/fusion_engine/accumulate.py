@@ -27,7 +27,8 @@ class Accumulator:
     divided once by the targets of the whole step, so that the split changes nothing but the order of additions; and a
     row stays with its process. `compute(first, count)` returns this process's sum of losses, with its graph, and number
     of targets for rows `first` to `first + count`; `on_halved` hears of the new micro-batch; `spare_memory` is asked
-    when one row is too much, and answers whether anything is left to try.
+    when one row is too much, and answers whether anything is left to try. `alone` says that no
+    collective happens while a process computes, so that one that runs out of memory leaves none waiting.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Accumulator:
         micro_batch: int,
         on_halved: Callable[[int], None],
         spare_memory: Callable[[], bool],
+        *,
+        alone: bool,
     ) -> None:
-        self.micro_batch = micro_batch
+        self.micro_batch, self._alone = micro_batch, alone
         self._accelerator, self._parameters = accelerator, parameters
         self._compute, self._on_halved, self._spare_memory = compute, on_halved, spare_memory
 
@@ -61,8 +64,10 @@ class Accumulator:
                 loss.backward()  # type: ignore[no-untyped-call]
                 sums[0] += loss.detach()
                 sums[1] += targets
-        except torch.OutOfMemoryError:  # no process is inside a collective here: they agree below
-            sums[2] = 1.0
+        except torch.OutOfMemoryError:
+            if not self._alone:
+                raise
+            sums[2] = 1.0  # agreed upon below
         loss_sum, target_sum, out_of_memory = self._accelerator.reduce(sums, "sum").tolist()
         return None if out_of_memory else (loss_sum, target_sum)
 

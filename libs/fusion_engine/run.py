@@ -132,6 +132,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         measure=lambda model: measure(model, data, accelerator),
         identity=identity,
     )
+    learned = _by_every_name(grown)  # before training, which may shard the model
     trainer = Trainer(run_dir, run, run.hyperparams, accelerator, reporter, subject, progress)
     if run.checkpoint_dir is not None and state is not None:
         trainer.resume(Path(run.checkpoint_dir), state)
@@ -144,7 +145,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     result |= retain_summary(retain, curve)
     if accelerator.is_main_process:
         folder = run_dir / EXPORT_FOLDER
-        manifest = export(base, run.growth_plan, _by_every_name(grown), folder)
+        manifest = export(base, run.growth_plan, learned, folder)
         manifest = add_curve(folder, manifest, progress)
         manifest = add_card(folder, manifest, run, growth_change(run.growth_plan), result)
         reporter.emit(ExportSaved(path=str(folder), manifest=manifest, params=run.growth_plan.params_after))

@@ -27,6 +27,7 @@ from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import random_states, restore_random_states
+from fusion_engine.sharding import Learner, wants_shards
 from fusion_engine.training_state import TrainingState
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -84,21 +85,24 @@ class Trainer:
         self.progress = progress
         self._run, self._hyperparams = run, hyperparams
         self._accelerator, self._reporter, self._subject = accelerator, reporter, subject
-        self._model = subject.model.to(accelerator.device)  # not wrapped: gradients.py adds up over processes
-        self._optimizer = make_optimizer(subject.parameters, hyperparams, subject.rate_scales)
+        self._model = subject.model
+        self._learner = Learner(subject.model, accelerator.device, sharded=wants_shards(accelerator))
+        self._parameters = self._learner.parameters_of(subject.parameters)
+        self._optimizer = make_optimizer(self._parameters, hyperparams, subject.rate_scales)
         self._accumulator = Accumulator(
             accelerator,
-            list(subject.parameters.values()),
+            list(self._parameters.values()),
             self._loss,
             progress.micro_batch or hyperparams.batch_size,
             self._note_halved,
             self._recompute_activations,
+            alone=not self._learner.sharded,
         )
         self._state = TrainingState(
             run_dir / CHECKPOINTS_FOLDER,
             subject.identity,
             hyperparams,
-            subject.parameters,
+            self._parameters,
             self._optimizer,
             accelerator,
             reporter.emit,
@@ -107,19 +111,21 @@ class Trainer:
         self._saved_step = progress.step
         self._reported_step = progress.step
         self._reported_at = self._saved_at = time.monotonic()
-        self.checkpoint_wait_s = 0.0
+        self.checkpoint_waits_s: list[float] = []  # how long training stood still for each, and for the last writing
 
     def resume(self, folder: Path, state: CheckpointState) -> None:
         """Go on as if never interrupted. Raises CheckpointError if a part is missing."""
         self._state.load(folder, state)
 
     def train(self) -> None:
-        """Raises StoppedError when control.json asks for it.
+        """Afterwards the subject's parameters are trained; where they were sharded, on the main process only.
 
+        Raises StoppedError when control.json asks for it.
         Raises RejectedError: nonfinite_loss when the loss stays non-finite at lower rates too, out_of_memory.
         """
         try:
             self._train()
+            self._state.gather_into(self._subject.parameters)
         finally:
             with self._standing_still():
                 self._state.close()
@@ -178,7 +184,7 @@ class Trainer:
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
         batch = self._subject.rows.batch(first, count, rank, ranks).to(self._accelerator.device)
         with self._accelerator.autocast():
-            return self._subject.loss_of(self._model, batch)
+            return self._learner(lambda model: self._subject.loss_of(model, batch))  # type: ignore[no-any-return]
 
     def _note_halved(self, micro_batch: int) -> None:
         self.progress.micro_batch = micro_batch
@@ -190,7 +196,7 @@ class Trainer:
         device, ranks = self._accelerator.device, self._accelerator.num_processes
         states = random_states(device)
         rows = self._accumulator.micro_batch // ranks
-        needed = needs_activation_checkpointing(lambda: self._loss(0, ranks)[0], rows, self._subject.parameters, device)
+        needed = needs_activation_checkpointing(lambda: self._loss(0, ranks)[0], rows, self._parameters, device)
         restore_random_states(states, device)
         if any(gather_object([needed])):
             self._recompute_activations()
@@ -265,8 +271,8 @@ class Trainer:
     def _evaluate(self, turn: int, cycle: int, turn_end: bool) -> bool:
         """Measure and report; False where the trained model's loss is not finite, which raises for the base's."""
         try:
-            with self._outside_throughput():
-                measured = self._subject.measure(self._model)
+            with self._outside_throughput(), self._learner.unsharded():
+                measured = self._learner(self._subject.measure)
         except RejectedError as error:
             if error.code == "nonfinite_loss" and self.progress.step:
                 return False
@@ -284,7 +290,7 @@ class Trainer:
         start = time.monotonic()
         with self._outside_throughput():
             yield
-        self.checkpoint_wait_s += time.monotonic() - start
+        self.checkpoint_waits_s.append(time.monotonic() - start)
 
     def _save(self, turn_end: bool) -> None:
         if self._saved_step == self.progress.step:

@@ -72,6 +72,13 @@ class TrainingState:
         self._restore_random(self._copied)
         return self._copied.progress
 
+    def gather_into(self, parameters: Parameters) -> None:
+        """Put the trained tensors, whole, into `parameters` on the main process, where they are other objects."""
+        for name, parameter in parameters.items():
+            if parameter is not self._parameters[name]:
+                whole = gathered(TrainedTensors({name: self._parameters[name].data}, {})).parameters[name]
+                parameter.data = whole.cpu() if self._accelerator.is_main_process else whole.new_empty(0)
+
     def close(self) -> None:
         """Wait until the last checkpoint is on disk. Raises the OSError that writing it ended with."""
         self._writer.close()

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from engine_runs import HYPERPARAMS, MakeRun, exported, last_checkpoint, of_type, outcome
 from fusion_engine.run import execute
 from msgspec.structs import replace
+from safetensors.torch import load_file
 
 _LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -51,3 +53,27 @@ def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun) -> None:
     assert [event.code for event in of_type(run_dir, "Notice")] == ["micro_batch_halved", "rolled_back"]
     assert [event.step for event in of_type(run_dir, "Metrics")] == list(range(1, 17))
     assert outcome(run_dir).result["perplexity_after"] < outcome(run_dir).result["perplexity_before"]
+
+
+@pytest.mark.parametrize("scope", ["new", "all"])
+def test_shards_of_fsdp2_train_the_same_model_and_resume_to_the_same_bytes(
+    make_run: MakeRun, tmp_path: Path, scope: str
+) -> None:
+    settings = replace(HYPERPARAMS, train_scope=scope)
+    names = ("replicated", "sharded", "killed")
+    replicated, sharded, killed = (make_run(name, hyperparams=settings, num_processes=2) for name in names)
+    program = str(Path(__file__).with_name("sharded_attempt.py"))
+    assert attempt(replicated).returncode == 0
+    finished = launch(program, str(sharded), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert finished.returncode == 0, finished.stderr
+    held, total = (int(word) for word in (sharded / "held-0").read_text().split())
+    assert held < 0.6 * total, "each process holds its part"
+    whole, parts = (load_file(folder / "export" / "model.safetensors") for folder in (replicated, sharded))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=2e-4)
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert attempt(killed, FUSION_FAILPOINT="step:7", **fsdp).returncode != 0
+    resumed = make_run("resumed", hyperparams=settings, num_processes=2, checkpoint_dir=last_checkpoint(killed))
+    finished = attempt(resumed, **fsdp)
+    assert finished.returncode == 0, finished.stderr
+    assert exported(resumed) == exported(sharded)
