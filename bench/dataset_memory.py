@@ -14,6 +14,7 @@ import gzip
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -53,6 +54,8 @@ def texts() -> Iterator[str]:
 
 def write_file(path: Path, size: int, compression: str) -> int:
     """Rows until `size` bytes, before compression; answers how many rows."""
+    if path.suffix == ".parquet":
+        return write_parquet(path, size)
     written = rows = 0
     is_csv = ".csv" in path.name
     with Progress(transient=True) as bar, _opened(path, compression) as file:
@@ -69,6 +72,22 @@ def write_file(path: Path, size: int, compression: str) -> int:
             if rows % 10_000 == 0:
                 bar.update(shown, completed=written)
     raise AssertionError("the texts have no end")
+
+
+def write_parquet(path: Path, size: int) -> int:
+    """The same in row groups of a hundred thousand rows, as many writers make them; answers how many rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = written = 0
+    with pq.ParquetWriter(path, pa.schema({"text": pa.string()})) as writer:
+        source = texts()
+        while written < size:
+            group = list(itertools.islice(source, 100_000))
+            writer.write_table(pa.table({"text": group}))
+            rows += len(group)
+            written += sum(map(len, group))
+    return rows
 
 
 def _csv_line(text: str) -> bytes:
@@ -112,16 +131,20 @@ def ingest(folder: Path, path: Path, rows: int) -> Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=0.25, help="size of the file before compression, in 10^9 bytes")
-    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
     parser.add_argument("--compression", choices=("none", "gz", "zst"), default="none")
     parser.add_argument("--folder", type=Path, help="where to write, instead of the system's temporary folder")
     options = parser.parse_args()
+    if options.format == "parquet" and options.compression != "none":
+        parser.error("Parquet files compress themselves")
     size = int(options.gb * GB)
     ending = f".{options.format}" + ("" if options.compression == "none" else f".{options.compression}")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         path = folder / f"data{ending}"
-        rows = write_file(path, size, options.compression)
+        # In a process of its own: what starts a process lends it its peak memory (getrusage, before exec).
+        with multiprocessing.get_context("spawn").Pool(1) as writer:
+            rows = writer.apply(write_file, (path, size, options.compression))
         ours = ingest(folder, path, rows)
         loop = measure([sys.executable, "-c", LOOP, str(path)]) if ending == ".jsonl" else None
     table = Table("", "peak memory", "wall", "CPU", "throughput of a pass (CPU)", box=None)
