@@ -37,8 +37,9 @@ from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import make_deterministic
-from fusion_engine.retain import go_back, retain_summary
+from fusion_engine.retain import RetainPoint, go_back, retain_summary
 from fusion_engine.sample import sample_job
+from fusion_engine.sharding import wants_shards
 from fusion_engine.summary import growth_summary, measure, training_summary
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import Trainable, load_grown
@@ -107,7 +108,7 @@ def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:
 def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter: Reporter) -> dict[str, object]:
     reporter.phase("preparing")
     base = open_base(Path(run.base_dir), run.growth_plan)
-    _check_request(run)
+    _check_request(run, accelerator)
     data = prepare_data(run_dir / TOKENS_FOLDER, run, base, accelerator, RowSettings.of(run.hyperparams))
     identity, state = _identity(run), _read_checkpoint(run)
     reporter.obey(state.progress.step if state is not None else 0)
@@ -140,7 +141,10 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
 
     reporter.phase("exporting")
     retain = run.hyperparams.retain
-    curve = go_back(grown.parameters, run_dir / GROWN_FOLDER, retain, lambda: measure(grown.model, data, accelerator))
+    curve: tuple[RetainPoint, ...] = ()
+    if not wants_shards(accelerator):
+        folder = run_dir / GROWN_FOLDER
+        curve = go_back(grown.parameters, folder, retain, lambda: measure(grown.model, data, accelerator))
     result = growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
     result |= retain_summary(retain, curve)
     if accelerator.is_main_process:
@@ -153,13 +157,15 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     return result
 
 
-def _check_request(run: TrainRun) -> None:
+def _check_request(run: TrainRun, accelerator: Accelerator) -> None:
     """Raises RejectedError validation_failed for what no worker can train."""
     if run.hyperparams.train_scope == "new" and not run.growth_plan.params_added:
         raise RejectedError(
             "validation_failed",
             "growth_factor 1.0 adds nothing that train_scope new could train; choose a larger one, or train_scope all",
         )
+    if run.hyperparams.retain and wants_shards(accelerator):
+        raise RejectedError("validation_failed", "a model sharded by FSDP2 cannot go back; set retain to 0")
 
 
 def _read_checkpoint(run: TrainRun) -> CheckpointState | None:
