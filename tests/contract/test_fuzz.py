@@ -16,6 +16,8 @@ from fusion_core.storage import Storage
 from tests.integration.api.api_process import Server
 
 EXAMPLES = os.environ.get("FUSION_FUZZ_EXAMPLES", "8")
+# Not among them: positive_data_acceptance. Rules between fields (a model named once, a part that exists) are not said
+# by a schema; every such refusal is a 422 with a pointer.
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -23,7 +25,6 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
     "negative_data_rejection",
-    "positive_data_acceptance",
     "ignored_auth",
     "unsupported_method",
     "use_after_free",

@@ -33,7 +33,7 @@ from fusion_api import (
     webhooks,
 )
 from fusion_api.auth import provide_caller
-from fusion_api.body_errors import check_body
+from fusion_api.body_errors import check_request
 from fusion_api.idempotency import provide_once
 from fusion_api.openapi_document import DocumentPlugin, get_document
 from fusion_api.problem_details import (
@@ -124,7 +124,7 @@ def create_app(settings: ApiSettings) -> Litestar:
             "caller": Provide(provide_caller),
             "once": Provide(provide_once),
         },
-        before_request=check_body,
+        before_request=check_request,
         exception_handlers=handlers,
         lifespan=[open_services],
         on_app_init=[set_state],

@@ -1,4 +1,4 @@
-"""Request bodies, checked before Litestar reads them: msgspec stops at the first bad field, this names every one."""
+"""Requests, checked before Litestar reads them: every bad field is named, where msgspec stops at the first one."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,16 @@ from fusion_api.problem_details import FieldError, ProblemError, invalid
 MAX_ERRORS = 100  # a body full of nonsense is not worth a megabyte of answer
 
 
-async def check_body(request: Request[Any, Any, Any]) -> None:
-    """Before every operation that takes a body. Raises ProblemError malformed_body or validation_failed.
+async def check_request(request: Request[Any, Any, Any]) -> None:
+    """Before every operation. Raises ProblemError malformed_body or validation_failed."""
+    empty = [name for name, value in request.query_params.multi_items() if value in ("", "null")]
+    if empty:  # Litestar would take them for parameters left out
+        raise invalid([FieldError(name, "has no value; leave it out") for name in empty])
+    await _check_body(request)
 
-    Litestar converts leniently ("2" for 2); here types must be JSON's own.
-    """
+
+async def _check_body(request: Request[Any, Any, Any]) -> None:
+    """Litestar converts leniently ("2" for 2); here types must be JSON's own."""
     field = request.route_handler.parsed_data_field
     if field is None:
         return
