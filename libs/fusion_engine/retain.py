@@ -10,10 +10,14 @@ from pathlib import Path
 
 import msgspec
 import torch
+from fusion_core.growth_plan import GrowthPlan
 from fusion_core.trainer_protocol import Evaluation
 from safetensors import safe_open
 
 from fusion_engine.checkpoint import Parameters
+from fusion_engine.families import Family
+from fusion_engine.ffn_branches import whole_name
+from fusion_engine.safetensors_stream import read_header
 
 _SHARES = (0.25, 0.5, 0.75)  # the curve's points, beside 0, which is the last evaluation, and 1, which is the base
 
@@ -36,11 +40,31 @@ def retain_summary(share: float, points: Sequence[RetainPoint]) -> dict[str, obj
     return summary
 
 
+class Start:
+    """The grown model before training, read tensor by tensor from its folder."""
+
+    def __init__(self, folder: Path, family: Family, plan: GrowthPlan) -> None:
+        self._family, self._old_channels = family, plan.ffn_before
+        self._files = {name: file for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor that the parameter `name` began as; a branch of a widened FFN began as a part of the whole."""
+        stored, branch = whole_name(name, self._family)
+        with safe_open(self._files[stored], framework="pt") as tensors:
+            whole: torch.Tensor = tensors.get_tensor(stored)
+        place = self._family.split(stored)
+        dim = self._family.ffn_channels_dim(place[1]) if place is not None else None
+        if branch is None or dim is None:
+            return whole
+        old, new = whole.tensor_split([self._old_channels], dim)
+        return new if branch == "new" else old
+
+
 @torch.no_grad()
 def go_back(
-    parameters: Parameters, start: Path, share: float, measure: Callable[[], Evaluation]
+    parameters: Parameters, start: Start, share: float, measure: Callable[[], Evaluation]
 ) -> tuple[RetainPoint, ...]:
-    """Leave `parameters` at `share` of the way back to the model in the folder `start`; return the curve's points.
+    """Leave `parameters` at `share` of the way back to `start`; return the curve's points.
 
     On the way the model is measured at each of the curve's shares and at `share` itself, unless that is 0.
     """
@@ -50,17 +74,14 @@ def go_back(
         _interpolate(parameters, learned, start, point)
         found = measure()
         points.append(RetainPoint(point, found.perplexity, found.retention_perplexity))
-    if share:
-        _interpolate(parameters, learned, start, share)
-    else:
-        for name, parameter in parameters.items():
-            parameter.data.copy_(learned[name])
+    _interpolate(parameters, learned, start, share)
     return tuple(points)
 
 
-def _interpolate(parameters: Parameters, learned: dict[str, torch.Tensor], start: Path, share: float) -> None:
-    for file in sorted(start.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in set(tensors.keys()) & set(parameters):
-                data = parameters[name].data
-                torch.lerp(learned[name], tensors.get_tensor(name).to(data.device, data.dtype), share, out=data)
+def _interpolate(parameters: Parameters, learned: dict[str, torch.Tensor], start: Start, share: float) -> None:
+    for name, parameter in parameters.items():
+        data = parameter.data
+        if share == 0.0:  # to the bit, and without reading
+            data.copy_(learned[name])
+        else:
+            torch.lerp(learned[name], start.tensor(name).to(data.device, data.dtype), share, out=data)

@@ -37,7 +37,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import make_deterministic
-from fusion_engine.retain import RetainPoint, go_back, retain_summary
+from fusion_engine.retain import RetainPoint, Start, go_back, retain_summary
 from fusion_engine.sample import sample_job
 from fusion_engine.sharding import wants_shards
 from fusion_engine.summary import growth_summary, measure, training_summary
@@ -143,8 +143,8 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
     retain = run.hyperparams.retain
     curve: tuple[RetainPoint, ...] = ()
     if not wants_shards(accelerator):
-        folder = run_dir / GROWN_FOLDER
-        curve = go_back(grown.parameters, folder, retain, lambda: measure(grown.model, data, accelerator))
+        start = Start(run_dir / GROWN_FOLDER, base.family, run.growth_plan)
+        curve = go_back(grown.parameters, start, retain, lambda: measure(grown.model, data, accelerator))
     result = growth_summary(run.growth_plan, progress) | training_summary(run.hyperparams, progress, accelerator)
     result |= retain_summary(retain, curve)
     if accelerator.is_main_process:

@@ -79,7 +79,9 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
             "job_id": "0190",
             "lease_epoch": 1,
             "hyperparams": hyperparams,
-            "growth_plan": plan_growth(config, growth_factor=hyperparams.growth_factor, placement="even"),
+            "growth_plan": plan_growth(
+                config, growth_factor=hyperparams.growth_factor, axis=hyperparams.growth_axis, placement="even"
+            ),
             "base_dir": str(base),
             "train_shards": (write_rows(folder / "train.jsonl", rows(120)),),
             "heldout_shards": (write_rows(folder / "heldout.jsonl", rows(12, offset=2)),),

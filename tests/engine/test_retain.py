@@ -8,10 +8,12 @@ from fusion_engine.run import execute
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-SCOPES = [HYPERPARAMS, replace(HYPERPARAMS, train_scope="all")]
+SHORT = replace(HYPERPARAMS, turns=1, steps_per_cycle=2)
+WIDE = replace(SHORT, growth_axis="width")
+SCOPES = [SHORT, replace(SHORT, train_scope="all"), WIDE, replace(WIDE, train_scope="all")]
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all", "wide-new", "wide-all"])
 def test_weights_are_exported_part_of_the_way_back(make_run: MakeRun, settings: Hyperparams) -> None:
     folders = {}
     for share in (0.0, 0.5, 1.0):
