@@ -30,7 +30,7 @@ METHODS = {
     "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new"}),
     "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all"}),
 }
-FUSION, FROZEN = ("fusion", "deep"), ("fusion", "expansion", "lora")
+FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "deep", "expansion", "lora")
 
 
 @dataclass(frozen=True, order=True)

@@ -117,9 +117,8 @@ class Report:
         return f"| {cell.placement or 'diagnosed'} | {after} | {values} |"
 
     def _retain_cells(self) -> list[Cell]:
-        wanted = [cell for method in FUSION for cell in (self._study.best(method, True), *self._study.retained())]
-        ordered = [cell for method in FUSION for cell in wanted if cell.method == method]
-        return list(dict.fromkeys(ordered))
+        cells = [*(self._study.best(method, True) for method in FUSION), *self._study.retained()]
+        return sorted(cells, key=lambda cell: (FUSION.index(cell.method), cell.retain))
 
     def _retain_row(self, cell: Cell) -> str:
         found = self._records.outcome(cell).perplexity

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from quality_base import BenchBase
 from quality_cells import Outcome, flops_per_step, measure_base, run_cell
-from quality_methods import FROZEN, FUSION, METHODS, OTHER_PLACEMENTS, TURNS, Cell
+from quality_methods import AT_EQUAL_COMPUTE, FUSION, METHODS, OTHER_PLACEMENTS, TURNS, Cell
 
 RATE_FACTOR = 2.0
 PROCESSES = 2
@@ -91,7 +91,7 @@ class Study:
         return [replace(self.best(method, rehearsal), seed=seed) for method in METHODS for seed in self.scale.seeds[1:]]
 
     def equal_compute(self) -> list[Cell]:
-        """Methods with a frozen base, with as many steps as cost what full fine-tuning's cost, at their best rate."""
+        """The other methods with as many steps as cost what full fine-tuning costs, at their best rate."""
         flops = {method: self.records.get(f"flops-{method}") for method in METHODS}
         return [
             replace(
@@ -99,7 +99,7 @@ class Study:
                 steps=round(self.scale.steps * flops["full"] / flops[method] / TURNS) * TURNS,
                 seed=seed,
             )
-            for method in FROZEN
+            for method in AT_EQUAL_COMPUTE
             for seed in self.scale.seeds
         ]
 
