@@ -99,3 +99,51 @@ async def test_cursors_out_of_range_are_refused(
     job_id = await customer.submit(base_model_id)
     errors = problem(await customer.send("GET", f"/api/jobs/{job_id}/events?{query}"), "validation_failed")["errors"]
     assert [error["pointer"] for error in errors] == [query.split("=", maxsplit=1)[0]]
+
+
+async def test_fifty_streams_of_one_job_look_once_for_all(
+    customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = [], job_events._read
+
+    async def counted(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return await look(*arguments)
+
+    monkeypatch.setattr(job_events, "_read", counted)
+    job_id = await customer.submit(base_model_id)
+    path = f"/api/jobs/{job_id}/events"
+    streams = [asyncio.create_task(customer.send("GET", path, headers=STREAM)) for _ in range(50)]
+    while len(looks) < 50:  # each once when it connects; those that connect together share, so a poll may end the wait
+        before = len(looks)
+        await asyncio.sleep(event_hub.POLL_S)
+        if len(looks) == before:
+            break
+    connected = len(looks)
+    await customer.send("POST", f"/api/jobs/{job_id}/cancel")
+    ended = await asyncio.wait_for(asyncio.gather(*streams), 30)
+    assert all("event: cancelled\n" in stream.text for stream in ended)
+    assert len(looks) - connected <= 5
+
+
+async def test_an_event_that_comes_while_a_stream_looks_is_not_missed(
+    customer: Any, base_model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looked = job_events._read, asyncio.Event()
+
+    async def slow(*arguments: Any) -> Any:
+        found = await look(*arguments)
+        looked.set()
+        await asyncio.sleep(0.5)
+        return found
+
+    async def no_poll(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(job_events, "_read", slow)
+    monkeypatch.setattr(event_hub.EventHub, "_poll", no_poll)
+    job_id = await customer.submit(base_model_id)
+    stream = asyncio.create_task(customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM))
+    await looked.wait()
+    await customer.send("POST", f"/api/jobs/{job_id}/cancel")
+    assert "event: cancelled\n" in (await asyncio.wait_for(stream, 10)).text, "the next keepalive is 15 s away"
