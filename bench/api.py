@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import msgspec
+import psutil
 from fusion_core.api_keys import new_secret
 from fusion_core.db.pool import connect, queries
 from fusion_local.processes import base_environment, wait_until
@@ -36,35 +37,51 @@ COPIED = (
 )
 
 
+class Server(NamedTuple):
+    port: int
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
 class Servers(NamedTuple):
-    api: int
-    bare: int
+    api: Server
+    bare: Server
+
+
+class Measured(NamedTuple):
+    load: Load
+    cpu_ms: float  # of the server's process, a request
 
 
 class Case(NamedTuple):
     name: str
-    load: Load
-    bare: Load
+    api: Measured
+    bare: Measured
 
 
 def start(stack: Stack) -> Servers:
     """The API and the bare handlers, each one process on a port of its own."""
-    servers = Servers(free_port(), free_port())
-    own = {"FUSION_PORT": str(servers.api), "FUSION_TRAINING_POOL": POOL, "FUSION_REQUESTS_PER_MINUTE": "1000000000"}
+    api, plain = free_port(), free_port()
+    own = {"FUSION_PORT": str(api), "FUSION_TRAINING_POOL": POOL, "FUSION_REQUESTS_PER_MINUTE": "1000000000"}
     environment = base_environment() | stack.environment() | {"FUSION_LOG_FORMAT": "json"}
     stack.processes.start("api", [sys.executable, "-m", "fusion_api"], env=environment | own)
-    bare = ["uvicorn", "bare_app:app", "--app-dir", str(Path(__file__).parent), "--port", str(servers.bare)]
+    bare = ["uvicorn", "bare_app:app", "--app-dir", str(Path(__file__).parent), "--port", str(plain)]
     stack.processes.start("bare", [sys.executable, "-m", *bare, "--no-access-log"], env=environment)
 
     def ready() -> bool:
         try:
-            urls = (f"http://{HOST}:{servers.api}/ready", f"http://{HOST}:{servers.bare}/bare")
+            urls = (f"http://{HOST}:{api}/ready", f"http://{HOST}:{plain}/bare")
             return all(httpx.get(url, timeout=2).status_code == 200 for url in urls)
         except httpx.TransportError:
             return False
 
     wait_until(ready, "both servers", stack.processes)
-    return servers
+    return Servers(
+        *(Server(port, psutil.Process(stack.processes.pid(name))) for port, name in ((api, "api"), (plain, "bare")))
+    )
 
 
 async def fill(connection: asyncpg.Connection, job_id: UUID, rows: int) -> None:
@@ -87,15 +104,21 @@ async def fill(connection: asyncpg.Connection, job_id: UUID, rows: int) -> None:
 
 
 async def beside_bare(name: str, servers: Servers, make: Any, seconds: float, bare: bytes) -> Case:
-    beside = await load(servers.bare, lambda: bare, seconds / 2)
-    return Case(name, await load(servers.api, make, seconds), beside)
+    beside = await measured(servers.bare, lambda: bare, seconds / 2)
+    return Case(name, await measured(servers.api, make, seconds), beside)
+
+
+async def measured(server: Server, make: Any, seconds: float) -> Measured:
+    before = server.cpu_s()
+    found = await load(server.port, make, seconds)
+    return Measured(found, 1000 * (server.cpu_s() - before) / len(found.times))
 
 
 async def stream_lags(
     servers: Servers, headers: dict[str, str], job_ids: list[UUID], each: int, url: str
 ) -> list[float]:
     """Seconds from before an event's transaction to its arrival, of every event at every listener."""
-    listeners = Listeners(servers.api, headers)
+    listeners = Listeners(servers.api.port, headers)
     connection = await connect(url, application_name="bench")
     for job_id in job_ids:
         for at in range(0, each, 50):
@@ -125,7 +148,7 @@ async def measure(stack: Stack, rows: int, seconds: float, count: int) -> tuple[
         return message("POST", "/api/jobs", headers, msgspec.json.encode(body | {"idempotency_key": uuid4().hex}))
 
     connection = await connect(stack.database_url(), application_name="bench")
-    async with httpx.AsyncClient(base_url=f"http://{HOST}:{servers.api}", headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"http://{HOST}:{servers.api.port}", headers=headers, timeout=30) as client:
         made = [await client.post("/api/jobs", json=body | {"idempotency_key": uuid4().hex}) for _ in range(102)]
     ids = [UUID(answer.json()["id"]) for answer in made]
     bare_get = message("GET", "/bare", headers)
@@ -152,10 +175,12 @@ async def measure(stack: Stack, rows: int, seconds: float, count: int) -> tuple[
 
 
 def show(cases: list[Case], lags: dict[str, list[float]]) -> None:
-    table = Table("", "requests/s", "median ms", "p95 ms", "p99 ms", "bare requests/s", "share of bare")
-    for name, one, bare in cases:
-        figures = [f"{one.per_s:.0f}", *(f"{one.ms(percent):.1f}" for percent in (50, 95, 99)), f"{bare.per_s:.0f}"]
-        table.add_row(name, *figures, f"{one.per_s / bare.per_s:.2f}")
+    names = ("", "requests/s", "median ms", "p95 ms", "p99 ms", "bare requests/s", "share", "CPU ms", "bare CPU ms")
+    table = Table(*names)
+    for name, api, bare in cases:
+        one, other = api.load, bare.load
+        figures = [f"{one.per_s:.0f}", *(f"{one.ms(percent):.1f}" for percent in (50, 95, 99)), f"{other.per_s:.0f}"]
+        table.add_row(name, *figures, f"{one.per_s / other.per_s:.2f}", f"{api.cpu_ms:.2f}", f"{bare.cpu_ms:.2f}")
     streams = Table("from event to client", "median ms", "p95 ms", "p99 ms")
     for name, seconds in lags.items():
         streams.add_row(name, *(f"{quantile_ms(seconds, percent):.0f}" for percent in (50, 95, 99)))
