@@ -32,6 +32,7 @@ check: install ## lint, format, types and import contracts
 bench: install ## the measurements, each printing a ratio
 	$(BIN)/python bench/pickup.py
 	$(BIN)/python bench/dataset_memory.py
+	$(BIN)/python bench/api.py
 	$(BIN)/python bench/quality.py
 
 clean: ## forget .venv and caches; .fusion and its data stay
