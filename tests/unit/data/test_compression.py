@@ -52,6 +52,7 @@ def test_frames_that_are_skipped_and_empty_files(read, fault):
         (b"text\n", "a.parquet", "not Parquet"),
         (gzip.compress(b"text\n"), "a.parquet.gz", "not Parquet"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",  # gzip writes the time
 )
 def test_a_name_that_does_not_fit_the_content_is_a_clear_error(fault, content, name, words):
     found = fault(content, name)
