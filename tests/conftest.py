@@ -16,7 +16,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Postgres, Valkey and the S3 gateway, started once."""
-    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack = Stack(tmp_path_factory.mktemp("stack"), durable=False)
     try:
         stack.start()
         yield stack

@@ -66,9 +66,13 @@ def free_port() -> int:
 
 
 class Stack:
-    """Postgres, Valkey and the S3 gateway over one data folder. `start` is safe after any crash."""
+    """Postgres, Valkey and the S3 gateway over one data folder. `start` is safe after any crash.
 
-    def __init__(self, root: Path) -> None:
+    Without `durable` Postgres forces nothing to disk: what dies with the machine is not worth a test's waiting for it.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self.durable = durable
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o711)  # others may pass, as Postgres' own user must where we are root, but not look around
@@ -140,9 +144,10 @@ class Stack:
         if user is not None:
             _let_in(data, user)
         _clear_postmaster(data)
-        options = {"port": str(self.postgres_port), "listen_addresses": HOST, "unix_socket_directories": ""}
+        options = {"port": self.postgres_port, "listen_addresses": HOST, "unix_socket_directories": ""}
+        options |= {"max_connections": 200, "fsync": "on" if self.durable else "off"}
         argv = [str(_postgres_bin() / "postgres"), "-D", str(data)]
-        argv += [f"--{name}={value}" for name, value in (options | {"max_connections": "200"}).items()]
+        argv += [f"--{name}={value}" for name, value in options.items()]
         self.processes.start("postgres", argv, env=base_environment(), user=user, stop_signal=signal.SIGINT)
         wait_until(self._postgres_ready, "Postgres", self.processes)
 

@@ -45,7 +45,9 @@ def test_it_trains_and_leaves_nothing_but_the_model(
 def test_a_repeated_command_goes_on_after_kill_9(
     tiny_base: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = tmp_path / "whole" / "ours", tmp_path / "killed" / "ours"  # a model's card names its folder
+    whole.parent.mkdir()
+    killed.parent.mkdir()
     assert main(words(tiny_base, data, whole)) == 0
     pid = os.fork()
     if pid == 0:
@@ -55,7 +57,7 @@ def test_a_repeated_command_goes_on_after_kill_9(
         finally:
             os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    left = tmp_path / "killed.run" / "checkpoints"
+    left = tmp_path / "killed" / "ours.run" / "checkpoints"
     newest = latest_checkpoint(left)
     assert newest is not None
     assert int(newest.name) >= 9
