@@ -14,7 +14,7 @@ from quality_base import BenchBase
 from quality_cells import Outcome, flops_per_step, measure_base, run_cell
 from quality_methods import AT_EQUAL_COMPUTE, FUSION, METHODS, OTHER_PLACEMENTS, TURNS, Cell
 
-RATE_FACTOR = 2.0
+RATE_FACTOR, EQUAL = 2.0, 1.01
 PROCESSES = 2
 
 
@@ -76,9 +76,13 @@ class Study:
     # -- what is run -------------------------------------------------------------------------------------------------
 
     def best(self, method: str, rehearsal: bool) -> Cell:
-        """The job of the first seed with the lowest new-domain perplexity: what a customer would choose by."""
-        swept = [cell for cell in self.swept(method, rehearsal) if cell.key in self.records]
-        return min(swept, key=lambda cell: self.records.outcome(cell).perplexity["B"])
+        """The job of the first seed whose rate is best: the lowest perplexity of B, and of equals what keeps A best.
+
+        Figures within EQUAL of the lowest count as equal: seeds lie as far apart.
+        """
+        found = {cell: self.records.outcome(cell).perplexity for cell in self.swept(method, rehearsal)}
+        lowest = min(one["B"] for one in found.values())
+        return min((cell for cell in found if found[cell]["B"] <= EQUAL * lowest), key=lambda cell: found[cell]["A"])
 
     def swept(self, method: str, rehearsal: bool) -> list[Cell]:
         """Every job of the sweep that has been run, by rate."""
@@ -136,10 +140,11 @@ class Study:
             self._cells(wider)
 
     def _next_rate(self, method: str, rehearsal: bool) -> list[Cell]:
-        swept, best = self.swept(method, rehearsal), self.best(method, rehearsal)
-        if len(swept) >= self.scale.widest or best not in (swept[0], swept[-1]):
+        swept = self.swept(method, rehearsal)
+        lowest = min(swept, key=lambda cell: self.records.outcome(cell).perplexity["B"])
+        if len(swept) >= self.scale.widest or lowest not in (swept[0], swept[-1]):
             return []
-        rate = best.lr * RATE_FACTOR if best == swept[-1] else best.lr / RATE_FACTOR
+        rate = lowest.lr * (RATE_FACTOR if lowest == swept[-1] else 1 / RATE_FACTOR)
         return [self._cell(method, rehearsal, rate)]
 
     def _cells(self, cells: Iterable[Cell]) -> None:
