@@ -1,7 +1,7 @@
 """Idempotency-Key on every POST: what a request makes, it makes once, however often it is sent.
 
 POST /jobs has a permanent key of its own in the body. Here the database keeps the hash of the request and the id of
-what it made, for a day; neither secrets nor signed URLs.
+what it made, for two days; neither secrets nor signed URLs.
 """
 
 import hashlib
