@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema_rs
 import schemathesis
 from fusion_core.problems import PROBLEMS
+from fusion_core.states import Status
 
 from tests.integration.api.documented import document
 
@@ -40,6 +41,50 @@ def test_every_body_has_an_example_that_fits() -> None:
         assert "example" in content, f"{entry['operationId']}: add `example=` to its route"
         schema = content["schema"] | {"components": document()["components"]}
         jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(content["example"])
+
+
+# Operations that the product's manual shows an answer of.
+SHOWN = {
+    "create_job", "list_base_models", "list_models", "download_model", "list_datasets", "presign_upload", "get_metrics",
+    "get_result", "list_keys", "create_key", "estimate_price", "get_overview", "get_usage",
+}  # fmt: skip
+
+
+def test_every_answer_of_the_manual_has_an_example_and_every_example_fits() -> None:
+    found = set()
+    for _, _, entry in operations():
+        for status, answer in entry["responses"].items():
+            for content in answer.get("content", {}).values():
+                examples = [one["value"] for one in content.get("examples", {}).values()]
+                if "example" in content:
+                    examples.append(content["example"])
+                    found.add(entry["operationId"])
+                schema = content["schema"] | {"components": document()["components"]}
+                for example in examples:
+                    faults = jsonschema_rs.Draft202012Validator(schema, validate_formats=True).iter_errors(example)
+                    assert [str(fault) for fault in faults] == [], (entry["operationId"], status)
+    assert found >= SHOWN
+
+
+def test_statuses_are_enumerated_in_full() -> None:
+    schemas = document()["components"]["schemas"]
+
+    def values(name: str, member: str = "status") -> set[str]:
+        found = schemas[name]["properties"][member]
+        named = schemas[found["$ref"].rsplit("/", 1)[-1]] if "$ref" in found else found
+        return set(named["enum"])
+
+    assert values("Job") == values("JobDetail") == values("ListedJob") == set(Status)
+    assert values("Dataset") == values("DatasetReport") == {"validating", "ready", "failed"}
+    assert values("Model") == {"ready", "deleted"}
+    assert values("Event", "type") > {"queued", "metrics", "checkpoint", "completed", "failed", "stopped", "cancelled"}
+
+
+def test_no_answer_is_without_a_schema() -> None:
+    for _, _, entry in operations():
+        for status, answer in entry["responses"].items():
+            for content in answer.get("content", {}).values():
+                assert content["schema"] not in ({}, {"type": "object"}), (entry["operationId"], status)
 
 
 def test_bodies_are_closed_and_tell_their_kinds_apart() -> None:

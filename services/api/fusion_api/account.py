@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import OVERVIEW, USAGE
 from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import ShownLine, dollars, show_line
 from fusion_api.services import Services
@@ -102,7 +103,7 @@ def _usd(microusd: int | None) -> float | None:
     return None if microusd is None else dollars(microusd)
 
 
-@get("/overview", guards=[needs("read", "billing")], summary="Counts and spend at a glance")
+@get("/overview", guards=[needs("read", "billing")], summary="Counts and spend at a glance", answer=OVERVIEW)
 async def get_overview(
     services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
 ) -> Overview:
@@ -118,7 +119,7 @@ async def get_overview(
     )
 
 
-@get("/usage", guards=[needs("read", "billing")], summary="Use by day")
+@get("/usage", guards=[needs("read", "billing")], summary="Use by day", answer=USAGE)
 async def get_usage(services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 14) -> Usage:
     rows = [row async for row in queries.usage_by_day(services.pool, account_id=caller.account_id, days=days)]
     return Usage(

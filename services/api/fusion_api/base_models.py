@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import BASE_MODELS
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
@@ -72,7 +73,7 @@ def _found(row: Record, base: Base, pointer: str) -> FoundModel:
     return FoundModel(row["config"], row["name"], row["params"], row["s3_prefix"], row["manifest"], base, pointer)
 
 
-@get("/base-models", guards=[needs("read", "train", "models")], summary="List base models")
+@get("/base-models", guards=[needs("read", "train", "models")], summary="List base models", answer=BASE_MODELS)
 async def list_base_models(
     request: Request[Any, Any, Any], services: NamedDependency[Services], limit: Limit = 50, after: After = None
 ) -> Response[list[BaseModel]]:

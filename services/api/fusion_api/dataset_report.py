@@ -11,6 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from fusion_api.auth import Caller, needs
+from fusion_api.datasets import DatasetStatus
 from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 
@@ -48,7 +49,7 @@ class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     dataset_id: UUID
-    status: str
+    status: DatasetStatus
     policy: BadRowPolicy
     rows: int
     rows_by_type: dict[str, int]

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -15,6 +15,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import DATASETS
 from fusion_api.idempotency import Once
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
@@ -35,6 +36,9 @@ class CreateDataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: BadRowPolicy = "fail"
 
 
+DatasetStatus = Literal["validating", "ready", "failed"]
+
+
 class Dataset(msgspec.Struct, frozen=True):
     """`skipped_rows` are the bad rows that were left out; the report has them, and `error` a few of them."""
 
@@ -45,7 +49,7 @@ class Dataset(msgspec.Struct, frozen=True):
     bytes: int
     rows: int
     skipped_rows: int
-    status: str
+    status: DatasetStatus
     created_at: datetime
     error: dict[str, Any] | None
 
@@ -65,7 +69,7 @@ def _dataset(row: Any) -> Dataset:
     )
 
 
-@get("/datasets", guards=[needs("read", "datasets")], summary="List your datasets")
+@get("/datasets", guards=[needs("read", "datasets")], summary="List your datasets", answer=DATASETS)
 async def list_datasets(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],

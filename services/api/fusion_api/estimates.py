@@ -17,6 +17,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import ESTIMATE
 from fusion_api.idempotency import Once
 from fusion_api.job_bodies import CreateJob
 from fusion_api.job_creation import plan_job
@@ -79,6 +80,7 @@ def _priced(estimate: Estimate, **of_a_job: Any) -> PricedEstimate:
     guards=[needs("read", "train", "billing")],
     status_code=200,
     summary="Estimate what a job costs",
+    answer=ESTIMATE,
     problems=("not_found", "dataset_not_ready", "unsupported_architecture"),
     example=EXAMPLE,
 )

@@ -18,7 +18,8 @@ from litestar.params import FromPath, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
 from fusion_api.auth import Caller, is_live, needs
-from fusion_api.job_views import show_event
+from fusion_api.examples import EVENTS
+from fusion_api.job_views import Event, show_event
 from fusion_api.jobs import own_job
 from fusion_api.problem_details import STORE_DOWN
 from fusion_api.services import Services
@@ -30,7 +31,12 @@ KEEPALIVE_S = 15.0
 FINAL = frozenset({"completed", "failed", "cancelled"})
 
 
-@get("/jobs/{job_id:uuid}/events", guards=[needs("read", "train")], summary="Events of a job, or their stream")
+@get(
+    "/jobs/{job_id:uuid}/events",
+    guards=[needs("read", "train")],
+    summary="Events of a job, or their stream",
+    answer=EVENTS,
+)
 async def get_events(
     request: Request[Any, Any, Any],
     job_id: FromPath[UUID],
@@ -39,7 +45,7 @@ async def get_events(
     after: Annotated[int, QueryParameter(ge=0, le=MAX_SEQ, description="only events with a greater seq")] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=PAGE)] = 100,
     last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=MAX_SEQ)] = None,
-) -> Response[Any] | Stream:
+) -> Response[list[Event]] | Stream:
     """With `Accept: text/event-stream` a stream: the id of each message is the event's seq."""
     await own_job(services, caller, job_id)
     start = last_event_id if last_event_id is not None else after

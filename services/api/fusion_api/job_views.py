@@ -1,26 +1,34 @@
 """Jobs as the API shows them: POST exactly as the product's manual, GET with more."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, cast
 from uuid import UUID
 
 import msgspec
 from fusion_core.db.endings import frozen_estimate, owed_if_cancelled
 from fusion_core.db.rows import JobHead, JobRow
 from fusion_core.job_spec import CustomerSpec, read_customer_spec
-from fusion_core.states import State
+from fusion_core.states import State, Status
 
 from fusion_api.job_queue import QueuePlace
 from fusion_api.pricing import ShownEstimate, dollars, show_estimate
 from fusion_api.times import shown, shown_or_none
+
+JobType = Literal["train", "finetune", "contract"]
+Phase = Literal["preparing", "diagnosing", "growing", "training", "checkpointing", "exporting"]
+# docs/api.md says what the data of each holds.
+EventType = Literal[
+    "queued", "claimed", "phase", "metrics", "diagnosed", "grown", "evaluation", "notice", "checkpoint",
+    "checkpoint_lost", "interrupted", "quarantined", "completed", "failed", "cancelled", "stopped", "resumed",
+]  # fmt: skip
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The nine fields of the answer to POST /jobs."""
 
     id: UUID
-    type: str
-    status: str
+    type: JobType
+    status: Status
     retries: int
     last_checkpoint_step: int
     output_model_id: UUID | None
@@ -56,7 +64,7 @@ class Progress(msgspec.Struct, frozen=True):
 class JobError(msgspec.Struct, frozen=True):
     code: str
     message: str
-    errors: list[Any]
+    errors: list[dict[str, Any]]
 
 
 class JobDetail(ListedJob, frozen=True, kw_only=True):
@@ -65,7 +73,7 @@ class JobDetail(ListedJob, frozen=True, kw_only=True):
     `resumed_from` is the stopped job from whose checkpoint, at `start_step`, this one went on.
     """
 
-    phase: str | None
+    phase: Phase | None
     queue: QueuePlace | None
     progress: Progress
     hyperparams: dict[str, Any]
@@ -116,7 +124,7 @@ def show_detail(job: JobRow, point: dict[str, Any] | None, place: QueuePlace | N
     spec = read_customer_spec(job.type, job.spec)
     return JobDetail(
         **_listed(job),
-        phase=job.phase,
+        phase=cast(Phase | None, job.phase),
         queue=place,
         progress=_progress(job, spec, point),
         hyperparams=msgspec.to_builtins(spec.hyperparams),
@@ -155,7 +163,7 @@ def _cost_so_far(job: JobRow) -> float:
 
 class Event(msgspec.Struct, frozen=True):
     seq: int
-    type: str
+    type: EventType
     created_at: datetime
     data: dict[str, Any]
 

@@ -1,6 +1,6 @@
 """Jobs: create, list and look."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -17,18 +17,18 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.base_models import FoundModel
+from fusion_api.examples import JOB, JOBS
 from fusion_api.idempotency import IdempotencyKey
 from fusion_api.job_bodies import MAX_LABELS, CreateJob
 from fusion_api.job_creation import canonical_sha256, resolve
 from fusion_api.job_queue import read_place
-from fusion_api.job_views import Job, JobDetail, ListedJob, show_detail, show_job, show_listed
+from fusion_api.job_views import Job, JobDetail, JobType, ListedJob, show_detail, show_job, show_listed
 from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import dollars
 from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
 log = structlog.get_logger()
-JobType = Literal["train", "finetune", "contract"]
 Label = Annotated[str, msgspec.Meta(max_length=320, pattern="^[^=]{1,63}=")]
 EXAMPLE = {
     "type": "train",
@@ -44,6 +44,7 @@ EXAMPLE = {
     guards=[needs("train")],
     status_code=201,
     summary="Create a job",
+    answer=JOB,
     problems=(
         "not_found",
         "dataset_not_ready",
@@ -105,7 +106,7 @@ def _conflict(detail: str) -> ProblemError:
     return ProblemError("idempotency_conflict", detail, [FieldError("/idempotency_key", detail)])
 
 
-@get("/jobs", guards=[needs("read", "train")], summary="List your jobs")
+@get("/jobs", guards=[needs("read", "train")], summary="List your jobs", answer=JOBS)
 async def list_jobs(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],

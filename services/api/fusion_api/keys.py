@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import CREATED_KEY, KEYS
 from fusion_api.idempotency import Once
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import FieldError, ProblemError, not_found
@@ -61,7 +62,7 @@ def _key(row: Any) -> Key:
     )
 
 
-@get("/keys", guards=[needs("read")], summary="List API keys")
+@get("/keys", guards=[needs("read")], summary="List API keys", answer=KEYS)
 async def list_keys(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
@@ -78,6 +79,7 @@ async def list_keys(
     guards=[needs("train")],
     status_code=201,
     summary="Create an API key",
+    answer=CREATED_KEY,
     example={"name": "ci", "scopes": ["train", "read"]},
 )
 async def create_key(

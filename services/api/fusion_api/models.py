@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -14,10 +14,14 @@ from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
 from fusion_api.datasets import Name
+from fusion_api.examples import DOWNLOAD, MODELS
+from fusion_api.job_views import JobType
 from fusion_api.paging import After, Limit, page
 from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown, shown_or_none
+
+ModelStatus = Literal["ready", "deleted"]
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -32,7 +36,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     params: int
     base_model_id: UUID | None
     lineage: Lineage
-    status: str
+    status: ModelStatus
     created_at: datetime
     expires_at: datetime | None = None
 
@@ -51,10 +55,10 @@ class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     params: int
-    status: str
+    status: ModelStatus
     created_at: datetime
     job_id: UUID
-    job_type: str
+    job_type: JobType
     dataset_id: UUID | None
     dataset: str | None
     parent_model_id: UUID | None
@@ -98,7 +102,7 @@ async def _own_model(connection: Any, caller: Caller, model_id: UUID) -> Any:
     return row
 
 
-@get("/models", guards=[needs("read", "models")], summary="List your models")
+@get("/models", guards=[needs("read", "models")], summary="List your models", answer=MODELS)
 async def list_models(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
@@ -185,7 +189,7 @@ async def delete_model(
         await queries.delete_model(connection, model_id=model_id)
 
 
-@get("/models/{model_id:uuid}/download", guards=[needs("models")], summary="Mint a download manifest")
+@get("/models/{model_id:uuid}/download", guards=[needs("models")], summary="Mint a download manifest", answer=DOWNLOAD)
 async def download_model(
     model_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> Download:

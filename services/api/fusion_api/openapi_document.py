@@ -1,7 +1,8 @@
 """The OpenAPI 3.1 document: Litestar's own, with exact schemas, every problem of every operation, and examples.
 
 An operation declares beside its route what only it knows: `problems` (codes beyond those that every operation of its
-kind has), `example` (a request body) and `also` (statuses beside its usual one that answer the same).
+kind has), `example` (a request body), `answer` (an example of what it answers) and `also` (statuses beside its usual
+one that answer the same).
 """
 
 from collections.abc import Iterable, Iterator
@@ -166,7 +167,8 @@ def _success(one: Operation, status: int, schema: Json | None) -> Json:
         headers.append("Idempotent-Replayed")
     if any(parameter["name"] == "after" for parameter in one.entry["parameters"]):
         headers.append("Link")
-    content: Json = {} if schema is None else {"application/json": {"schema": schema}}
+    example = {"example": one.handler.opt["answer"]} if "answer" in one.handler.opt else {}
+    content: Json = {} if schema is None else {"application/json": {"schema": schema, **example}}
     if Stream in get_args(one.handler.parsed_return_field.annotation):
         content["text/event-stream"] = {"schema": {"type": "string"}}
     described: Json = {"description": HTTPStatus(status).phrase, "headers": _header_refs(headers)}

@@ -12,6 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from fusion_api.auth import Caller, needs
+from fusion_api.examples import PRESIGNED
 from fusion_api.idempotency import Once
 from fusion_api.problem_details import FieldError, ProblemError
 from fusion_api.services import Services
@@ -66,6 +67,7 @@ def check_room(stored: int, more: int, allowed: int, pointer: str) -> None:
     guards=[needs("datasets")],
     status_code=200,
     summary="Presign an upload",
+    answer=PRESIGNED,
     problems=("quota_exceeded",),
     example=EXAMPLE,
 )

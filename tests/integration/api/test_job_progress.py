@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 
 NewCustomer = Callable[..., Awaitable[Any]]
 Problem = Callable[[httpx.Response, str], Any]
+POINT = {
+    "ts": "2026-06-04T02:30:00Z", "cycle": 1, "phase": "train", "lr": 1e-4, "throughput": 4.0, "tokens_per_s": 1024.0,
+    "grad_norm": 1.0, "vram_gb": 0.0,
+}  # fmt: skip
 
 
 async def look(customer: Any, job_id: str) -> Any:
@@ -25,7 +29,7 @@ async def look(customer: Any, job_id: str) -> Any:
 async def report(customer: Any, attempt: Attempt, losses: dict[int, float], first: int = 1) -> None:
     """Metrics points of an attempt at 4 steps a second, as local events from number `first`."""
     events = [
-        WorkerEvent(number, "metrics", {"step": step, "loss": loss, "throughput": 4.0})
+        WorkerEvent(number, "metrics", POINT | {"step": step, "loss": loss})
         for number, (step, loss) in enumerate(losses.items(), first)
     ]
     async with customer.pool.acquire() as conn:

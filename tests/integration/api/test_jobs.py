@@ -143,7 +143,7 @@ async def test_a_job_from_claim_to_result_to_download(
     attempt = await customer.claim(created["id"])
     assert (await customer.send("GET", path)).json()["status"] == "provisioning"
     point = {"ts": "2026-06-04T02:30:00Z", "step": 7, "cycle": 1, "phase": "train", "loss": 2.5, "lr": 1e-4}
-    point |= {"throughput": 4.0, "vram_gb": 0.0, "grad_norm": 1.0}
+    point |= {"throughput": 4.0, "vram_gb": 0.0, "grad_norm": 1.0, "tokens_per_s": 9.0}
     async with pool.acquire() as conn:
         await attempts.append_events(conn, attempt, [WorkerEvent(1, "phase", {"phase": "training"})], "training")
         await attempts.append_events(conn, attempt, [WorkerEvent(2, "metrics", point)])
