@@ -1,6 +1,7 @@
 """The customer's hyperparameters and the frozen spec that a job keeps for its whole life."""
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import msgspec
@@ -80,6 +81,24 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The last step of a cycle, counted like `cycle_of`."""
         turn, within = divmod(cycle - 1, self.cycles)
         return turn * self.steps_per_turn + math.ceil((within + 1) * self.steps_per_turn / self.cycles)
+
+
+def settle(hyperparams: Hyperparams, said: Collection[str]) -> tuple[Hyperparams, dict[str, str]]:
+    """(settings that fit each other, what contradicts: its name and why). `said` names what was not left to a default.
+
+    At growth_factor 1.0 nothing is new, so that all of it trains.
+    """
+    faults = {}
+    if hyperparams.layers_added is not None:
+        if hyperparams.growth_axis == "width":
+            faults["layers_added"] = "adds depth; width grows by growth_factor"
+        elif "growth_factor" in said:
+            faults["layers_added"] = "say either layers_added or growth_factor"
+    elif hyperparams.growth_factor == 1.0:
+        if "train_scope" in said and hyperparams.train_scope == "new":
+            faults["train_scope"] = "nothing is new at growth_factor 1.0; choose 'all'"
+        hyperparams = msgspec.structs.replace(hyperparams, train_scope="all")
+    return hyperparams, faults
 
 
 class FinetuneHyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

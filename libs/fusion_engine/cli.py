@@ -13,9 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fusion_engine.commands import attempt, contract, evaluate, grow, inspect, plan, train
+from fusion_engine.commands.parser import Parser
 from fusion_engine.outcomes import RejectedError
 
 BAD_INPUT_EXIT, DISK_FULL_EXIT, INTERRUPTED_EXIT = 2, 28, 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Paths that cannot be read or written: an answer for a person; a worker's attempt crashes, with its traceback.
+_BAD_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 _COMMANDS = (inspect, plan, grow, train, contract, evaluate)
 _EPILOG = """\
 examples:
@@ -46,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(f"  {_place(fault)}{fault.get('detail', '')}".rstrip())
         return BAD_INPUT_EXIT
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _BAD_PATH and error.filename is not None and parsed.command != attempt.NAME:
+            _complain(f"{error.filename}: {error.strerror} [inputs_unavailable]")
+            return BAD_INPUT_EXIT
+        if error.errno not in _DISK_FULL:
             raise
         place = Path(error.filename or getattr(parsed, "destination", ".")).absolute()
         # The worker looks for this prefix: another one may have the space.
@@ -66,13 +76,13 @@ def _place(fault: Mapping[str, object]) -> str:
 
 def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     """The parser and the names of its commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fusion-engine",
         description="Grow, train and measure language models on this machine.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     for module in (*_COMMANDS, attempt):
         module.add_parser(subparsers)
     return parser, set(subparsers.choices)

@@ -17,12 +17,13 @@ from fusion_engine.attention_mask import keeps_documents_apart
 from fusion_engine.base_folder import BaseFolder
 from fusion_engine.data_order import TrainingRows
 from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT
+from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.packing import PackedRows, Row, pack
 from fusion_engine.reporter import Reporter
 from fusion_engine.sample import POOL_FILE, write_pool
 from fusion_engine.tokenize_rows import Document
-from fusion_engine.training_data import check_seq_len, raise_on_every_rank, row_tokenizer
+from fusion_engine.training_data import raise_on_every_rank, row_tokenizer
 
 TOKENS_FOLDER, POOL_FOLDER = "tokens", "pool"
 SAMPLED_ROWS, SAMPLED_HELDOUT_ROWS = 768, 64

@@ -57,3 +57,12 @@ def plan_of(
         )
     except ValueError as error:
         raise RejectedError("validation_failed", str(error)) from error
+
+
+def check_seq_len(config: dict[str, Any], seq_len: int) -> None:
+    """Raises RejectedError validation_failed where a sequence has more positions than the model (its config.json)."""
+    longest = config.get("max_position_embeddings")
+    if isinstance(longest, int) and seq_len > longest:
+        detail = f"seq_len {seq_len} is above this base model's limit; use {longest}"
+        fault: dict[str, object] = {"pointer": "/hyperparams/seq_len", "detail": detail}
+        raise RejectedError("validation_failed", detail, (fault,))

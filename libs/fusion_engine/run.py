@@ -71,6 +71,7 @@ def execute(run_dir: Path) -> Outcome:
 
 def _outcome(run_dir: Path, run: _EngineJob, accelerator: Accelerator, reporter: Reporter) -> Outcome:
     try:
+        _check_batch(run)
         if isinstance(run, SampleRun):
             return Finished(result=sample_job(run_dir, run, accelerator, reporter))
         if isinstance(run, FinetuneRun):
@@ -82,6 +83,15 @@ def _outcome(run_dir: Path, run: _EngineJob, accelerator: Accelerator, reporter:
         return Stopped(step=stop.step, reason=stop.reason)
     except RejectedError as error:
         return Rejected(code=error.code, message=error.message, errors=error.errors)
+
+
+def _check_batch(run: _EngineJob) -> None:
+    """Raises RejectedError validation_failed where a micro-batch cannot be shared: no other attempt could."""
+    rows = _process_settings(run).batch_size
+    if rows % run.num_processes:
+        detail = f"batch_size {rows} cannot be shared by {run.num_processes} processes; choose a multiple"
+        fault: dict[str, object] = {"pointer": "/hyperparams/batch_size", "detail": detail}
+        raise RejectedError("validation_failed", detail, (fault,))
 
 
 def _process_settings(run: _EngineJob) -> Hyperparams:
@@ -100,8 +110,6 @@ def start_accelerator(run: EngineRun, hyperparams: Hyperparams) -> Accelerator:
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if computes_in_bf16 else "no")
     if accelerator.num_processes != run.num_processes:  # `accelerate launch --cpu --num_processes 2` starts one
         raise ValueError(f"launched with {accelerator.num_processes} processes, run.json asks for {run.num_processes}")
-    if hyperparams.batch_size % run.num_processes:
-        raise ValueError(f"batch_size {hyperparams.batch_size} cannot be shared by {run.num_processes} processes")
     return accelerator
 
 

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from fusion_engine.base_folder import BaseFolder, load_model, open_base
 from fusion_engine.files import build_manifest, complete_or_absent
+from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.reporter import Reporter
 
@@ -54,9 +55,7 @@ def write_pool(
     The bytes depend on the model, the counts and the seed, and not on the number of processes.
     Raises RejectedError validation_failed when the sequences are longer than the model's positions.
     """
-    longest = base.config.get("max_position_embeddings")
-    if isinstance(longest, int) and seq_len > longest:
-        raise RejectedError("validation_failed", f"seq_len {seq_len} is above this base model's limit; use {longest}")
+    check_seq_len(base.config, seq_len)
     dtype = torch.float32 if accelerator.device.type == "cpu" else None
     model = load_model(base.path, dtype).to(accelerator.device).eval()
     mine: list[tuple[int, NDArray[np.int32]]] = []

@@ -16,6 +16,7 @@ from fusion_engine.attention_mask import keeps_documents_apart
 from fusion_engine.base_folder import BaseFolder, load_tokenizer
 from fusion_engine.data_order import TrainingRows
 from fusion_engine.evaluate import HELDOUT_TOKENS_LIMIT
+from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.packing import PackedRows, Row, pack
 from fusion_engine.tokenize_rows import Document, RowTokenizer
@@ -128,15 +129,6 @@ def _sources(run: EngineRun, rows: RowTokenizer) -> dict[str, Iterator[Document]
 def _split_pool(documents: Iterable[Document]) -> Iterator[tuple[bool, Document]]:
     for number, document in enumerate(documents):
         yield number % _POOL_HELDOUT_EVERY == _POOL_HELDOUT_EVERY - 1, document
-
-
-def check_seq_len(config: dict[str, Any], seq_len: int) -> None:
-    """Raises RejectedError validation_failed where a sequence has more positions than the model (its config.json)."""
-    longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and seq_len > longest:
-        detail = f"seq_len {seq_len} is above this base model's limit; use {longest}"
-        fault: dict[str, object] = {"pointer": "/hyperparams/seq_len", "detail": detail}
-        raise RejectedError("validation_failed", detail, (fault,))
 
 
 def _check_length(train: PackedRows, heldout: PackedRows) -> None:

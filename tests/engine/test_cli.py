@@ -109,3 +109,49 @@ def test_planning_imports_no_torch(tiny_base: Path) -> None:
     )
     for words in (["plan", str(tiny_base)], ["inspect", str(tiny_base)]):
         subprocess.run([sys.executable, "-c", program, *words], check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+def test_an_unknown_option_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "src", "rows.jsonl", "dst", "--cycels", "3"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --cycels 3; nearest: --cycles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--processes", "0"], ["--threads", "-1"], ["--checkpoint-every", "nan"], ["--pool-rows", "-3"]]
+)
+def test_numbers_of_a_process_are_bounded(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "src", "rows.jsonl", "dst", *words])
+    assert f"argument {words[0]}: " in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_used_is_an_answer(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for destination in (tmp_path / "file" / "grown", tmp_path / ("x" * 300)):
+        assert main(["grow", str(tiny_base), str(destination)]) == 2
+        assert "[inputs_unavailable]" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--growth-factor", "1.0", "--train-scope", "new"], "--train-scope: nothing is new at growth_factor 1.0"),
+        (["--growth-factor", "1.3", "--layers-added", "2"], "--layers-added: say either"),
+        (["--growth-axis", "width", "--layers-added", "2"], "--layers-added: adds depth"),
+        (["--seq-len", "129"], "seq_len 129 is above this base model's limit; use 128"),
+        (["--seq-len", "16", "--processes", "2"], "--batch-size 1 cannot be shared by 2 processes"),
+    ],
+)
+def test_train_refuses_what_contradicts_before_any_work(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["train", str(tiny_base), str(tiny_base), str(tmp_path / "ours"), *options]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "sampling" not in captured.err
+    assert not list(tmp_path.iterdir())

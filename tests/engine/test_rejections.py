@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from fusion_core.job_spec import Hyperparams
 from fusion_core.problems import PROBLEMS
 from fusion_core.trainer_protocol import EventReader, Rejected
@@ -130,3 +131,11 @@ def test_three_steps_without_a_finite_loss(make_run: MakeRun, monkeypatch: pytes
     outcome = rejected(make_run("run"))
     assert outcome.code == "nonfinite_loss"
     assert "around step 3" in outcome.message
+
+
+def test_a_micro_batch_that_the_processes_cannot_share(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other attempt could share it either, so it is an answer and no crash."""
+    monkeypatch.setattr("fusion_engine.run.start_accelerator", lambda *_: Accelerator(cpu=True))
+    outcome = rejected(make_run("run", hyperparams=Hyperparams(batch_size=3), num_processes=2))
+    assert outcome.code == "validation_failed"
+    assert "batch_size 3 cannot be shared by 2 processes" in outcome.message

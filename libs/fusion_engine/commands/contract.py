@@ -11,8 +11,8 @@ from fusion_core.trainer_protocol import ContractRun
 
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.hyperparam_options import MEANINGS, add_hyperparam_options, hyperparams_from
-from fusion_engine.commands.process_options import add_process_options
-from fusion_engine.model_config import read_config, read_shape
+from fusion_engine.commands.process_options import add_process_options, check_processes
+from fusion_engine.model_config import check_seq_len, read_config, read_shape
 from fusion_engine.outcomes import RejectedError
 
 _OPTIONS_OF_THEIR_OWN = ("contraction_ratio", "num_layers_to_contract", "output_name")
@@ -87,6 +87,8 @@ def _run(arguments: argparse.Namespace) -> int:
         contraction_ratio=arguments.ratio,
         num_layers_to_contract=arguments.layers,
     )
+    check_processes(arguments, hyperparams.batch_size)
+    check_seq_len(config, hyperparams.seq_len)
     _check_paths(arguments)
     print(_describe(plan))
 

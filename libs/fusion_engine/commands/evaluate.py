@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fusion_engine.commands import Subparsers
-from fusion_engine.model_config import read_config
+from fusion_engine.commands.parser import positive
+from fusion_engine.model_config import check_seq_len, read_config
 
 if TYPE_CHECKING:
     from fusion_engine.packing import PackedRows
@@ -60,13 +61,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--seq-len",
         metavar="N",
-        type=_positive,
+        type=positive,
         help=f"tokens that the model sees at once (the model's positions, at most {DEFAULT_SEQ_LEN})",
     )
     parser.add_argument(
         "--max-tokens",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=DEFAULT_MAX_TOKENS,
         help="of more data, rows chosen evenly through all of it (%(default)s)",
     )
@@ -78,13 +79,6 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=_run)
-
-
-def _positive(word: str) -> int:
-    value = int(word)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -129,7 +123,7 @@ def _pack(paths: Sequence[Path], base: Any, seq_len: int, folder: Path) -> "Pack
     from fusion_engine.local_shards import local_shards
     from fusion_engine.outcomes import RejectedError
     from fusion_engine.packing import pack
-    from fusion_engine.training_data import check_seq_len, row_tokenizer
+    from fusion_engine.training_data import row_tokenizer
 
     check_seq_len(base.config, seq_len)
     documents = row_tokenizer(base).documents(local_shards(paths, folder))

@@ -22,7 +22,7 @@ MEANINGS: Mapping[str, str] = {
     "seq_len": "tokens in a row",
     "batch_size": "rows computed at once, over all processes",
     "gradient_accumulation": "micro-batches in an update",
-    "growth_factor": "parameters after / before; 1.0 grows nothing and needs train_scope all",
+    "growth_factor": "parameters after / before; 1.0 grows nothing, and everything learns",
     "layers_added": "so many new layers, in place of growth_factor",
     "growth_axis": "new layers, or wider FFNs",
     "growth_placement": "where new layers go: where the data needs them, the upper half of the stack, or all of it",

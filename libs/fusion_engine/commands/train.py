@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fusion_core.job_spec import Hyperparams
+from fusion_core.job_spec import Hyperparams, settle
 from fusion_core.trainer_protocol import Rejected, SampleRun, TrainRun, write_run
 
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from
-from fusion_engine.commands.process_options import add_process_options
-from fusion_engine.model_config import plan_of, read_config
+from fusion_engine.commands.parser import not_negative
+from fusion_engine.commands.process_options import add_process_options, check_processes
+from fusion_engine.model_config import check_seq_len, plan_of, read_config
 from fusion_engine.outcomes import RejectedError
 
 _DESCRIPTION = """\
@@ -34,7 +35,7 @@ examples:
   fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours                      the defaults: 6 cycles of 1000 updates
   fusion-engine train ./Llama-3.2-1B *.jsonl ./ours --turns 3 --batch-size 8 --seq-len 1024
   fusion-engine train ./ours more.jsonl ./ours2 --growth-factor 1.0 --train-scope all     no growth, everything learns
-  fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours --processes 8        one process for each GPU
+  fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours --processes 8 --batch-size 8        a process for each GPU
 
 Every hyperparameter has its reasons in docs/training.md.
 """
@@ -55,7 +56,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--rehearsal", metavar="FILE", type=Path, action="append", default=[], help="JSONL to rehearse")
     parser.add_argument("--pool", metavar="FILE", type=Path, action="append", default=[], help="text sampled from SRC")
     parser.add_argument(
-        "--pool-rows", metavar="N", type=int, default=768, help="rows to sample from SRC where none are given; 0: none"
+        "--pool-rows",
+        metavar="N",
+        type=not_negative,
+        default=768,
+        help="rows to sample from SRC where none are given; 0: none",
     )
     add_process_options(parser)
     add_hyperparam_options(parser, Hyperparams, "output_name")
@@ -63,7 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    hyperparams = hyperparams_from(arguments, Hyperparams)
+    hyperparams = _settled(arguments)
     config = read_config(arguments.model)
     plan = plan_of(
         config,
@@ -72,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         axis=hyperparams.growth_axis,
         placement="even" if hyperparams.growth_placement == "even" else "upper",
     )
+    check_seq_len(config, hyperparams.seq_len)
     _check_paths(arguments)
 
     from fusion_engine.commands.local_attempt import conclude, work_off
@@ -99,6 +105,15 @@ def _run(arguments: argparse.Namespace) -> int:
         growth_plan=plan,
     )
     return conclude(work_off(folder, run, hyperparams.total_steps), folder, destination, _tell)
+
+
+def _settled(arguments: argparse.Namespace) -> Hyperparams:
+    """Raises RejectedError validation_failed for options that are out of bounds or contradict each other."""
+    hyperparams, faults = settle(hyperparams_from(arguments, Hyperparams), vars(arguments))
+    for name, why in faults.items():
+        raise RejectedError("validation_failed", f"--{name.replace('_', '-')}: {why}")
+    check_processes(arguments, hyperparams.batch_size)
+    return hyperparams
 
 
 def _made(folder: Path) -> Path:

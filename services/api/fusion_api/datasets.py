@@ -102,6 +102,15 @@ async def ready_dataset(services: Services, caller: Caller, dataset_id: UUID) ->
     return row
 
 
+async def trainable_dataset(services: Services, caller: Caller, dataset_id: UUID) -> None:
+    """Raises ProblemError not_found, dataset_not_ready, or validation_failed where it has rows no job can learn."""
+    await ready_dataset(services, caller, dataset_id)
+    preferences = await queries.count_preference_rows(services.pool, dataset_id=dataset_id)
+    if preferences:
+        detail = f"has {preferences} preference rows, which no job learns yet; leave them out of the dataset"
+        raise invalid([FieldError("/dataset_id", detail)])
+
+
 @delete(
     "/datasets/{dataset_id:uuid}",
     guards=[needs("datasets")],

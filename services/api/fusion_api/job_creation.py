@@ -17,13 +17,14 @@ from fusion_core.job_spec import (
     FinetuneSpec,
     Hyperparams,
     TrainSpec,
+    settle,
 )
 from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
 from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
 
 from fusion_api.auth import Caller
 from fusion_api.base_models import FoundModel, find_base, find_own_model
-from fusion_api.datasets import ready_dataset
+from fusion_api.datasets import trainable_dataset
 from fusion_api.job_bodies import ContractBody, CreateJob, FinetuneBody, TrainBody
 from fusion_api.pricing import current_prices
 from fusion_api.problem_details import FieldError, ProblemError, invalid
@@ -49,7 +50,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
     prices = await current_prices(services.pool)
     resolved = await plan_job(services, caller, data, msgspec.json.decode(body), prices)
     if data.dataset_id is not None:
-        await ready_dataset(services, caller, data.dataset_id)
+        await trainable_dataset(services, caller, data.dataset_id)
     base = resolved.found.base
     new = NewJob(
         account_id=caller.account_id,
@@ -162,19 +163,10 @@ def _check_seq_len(found: FoundModel, seq_len: int) -> None:
 
 def _settled(hyperparams: Hyperparams, said: dict[str, Any]) -> Hyperparams:
     """Settings that fit each other. Raises ProblemError naming those that contradict; `said` is what the body holds."""
-    errors = []
-    if hyperparams.layers_added is not None:
-        if "growth_factor" in said:
-            errors.append(FieldError("/hyperparams/layers_added", "say either layers_added or growth_factor"))
-        if hyperparams.growth_axis == "width":
-            errors.append(FieldError("/hyperparams/layers_added", "adds depth; width grows by growth_factor"))
-    elif hyperparams.growth_factor == 1.0:
-        if said.get("train_scope") == "new":
-            errors.append(FieldError("/hyperparams/train_scope", "nothing is new at growth_factor 1.0; choose 'all'"))
-        hyperparams = msgspec.structs.replace(hyperparams, train_scope="all")
-    if errors:
-        raise invalid(errors)
-    return hyperparams
+    settled, faults = settle(hyperparams, said)
+    if faults:
+        raise invalid([FieldError(f"/hyperparams/{name}", why) for name, why in faults.items()])
+    return settled
 
 
 def _growth(found: FoundModel, hyperparams: Hyperparams) -> GrowthPlan:

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from fusion_core.db import attempts
 from fusion_core.db.attempts import WorkerEvent
-from fusion_core.db.pool import Pool
+from fusion_core.db.pool import Pool, queries
 
 NewCustomer = Callable[..., Awaitable[Any]]
 Problem = Callable[[httpx.Response, str], Any]
@@ -115,6 +115,22 @@ async def test_unknown_and_foreign_ids_look_the_same(
 async def test_a_dataset_that_is_not_ready_is_refused(customer: Any, base_model_id: str, problem: Problem) -> None:
     body = await customer.job_body(base_model_id, dataset_id=await customer.dataset(ready=False))
     problem(await customer.send("POST", "/api/jobs", json=body), "dataset_not_ready")
+
+
+async def test_a_dataset_with_preference_rows_is_refused(
+    customer: Any, base_model_id: str, problem: Problem, pool: Pool
+) -> None:
+    dataset_id = await customer.dataset()
+    for rows_by_type in ({"text": 2}, {"text": 2, "preference": 3}):
+        body = await customer.job_body(base_model_id, dataset_id=dataset_id)
+        assert (await customer.send("POST", "/api/jobs", json=body)).status_code == 201  # no such rows so far
+        await pool.execute("delete from dataset_reports where dataset_id = $1", UUID(dataset_id))
+        report = {"rows_by_type": rows_by_type, "skipped_rows": 0}
+        await queries.insert_dataset_report(pool, dataset_id=UUID(dataset_id), report=report)
+    body = await customer.job_body(base_model_id, dataset_id=dataset_id)
+    [error] = problem(await customer.send("POST", "/api/jobs", json=body), "validation_failed")["errors"]
+    assert error["pointer"] == "/dataset_id"
+    assert error["detail"].startswith("has 3 preference rows")
 
 
 async def test_a_base_of_an_unknown_architecture_is_refused(

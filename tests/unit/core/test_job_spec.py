@@ -4,7 +4,7 @@ import math
 
 import msgspec
 import pytest
-from fusion_core.job_spec import Hyperparams
+from fusion_core.job_spec import Hyperparams, settle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +63,12 @@ def test_the_defaults_are_those_of_the_manual() -> None:
 def test_values_out_of_range_and_unknown_names_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, Hyperparams)
+
+
+def test_settings_that_contradict_are_named_and_no_growth_trains_everything():
+    settled, faults = settle(Hyperparams(growth_factor=1.0), ())
+    assert (settled.train_scope, faults) == ("all", {})
+    assert settle(Hyperparams(growth_factor=1.0), {"train_scope"})[1].keys() == {"train_scope"}
+    assert settle(Hyperparams(layers_added=2), {"growth_factor"})[1].keys() == {"layers_added"}
+    assert settle(Hyperparams(layers_added=2, growth_axis="width"), ())[1].keys() == {"layers_added"}
+    assert settle(Hyperparams(layers_added=2), {"layers_added"})[1] == {}

@@ -119,6 +119,10 @@ update datasets set status = 'deleted', error = null where id = :dataset_id;
 -- name: get_dataset_report(dataset_id)$
 select report from dataset_reports where dataset_id = :dataset_id;
 
+-- name: count_preference_rows(dataset_id)$
+select coalesce((report -> 'rows_by_type' ->> 'preference')::bigint, 0)
+from dataset_reports where dataset_id = :dataset_id;
+
 -- name: get_dataset_tokens(dataset_id, tokenizer_sha256)^
 select tokens, exact from dataset_tokens where dataset_id = :dataset_id and tokenizer_sha256 = :tokenizer_sha256;
 
