@@ -34,7 +34,7 @@ _EPILOG = """\
 examples:
   fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours                      the defaults: 6 cycles of 1000 updates
   fusion-engine train ./Llama-3.2-1B *.jsonl ./ours --turns 3 --batch-size 8 --seq-len 1024
-  fusion-engine train ./ours more.jsonl ./ours2 --growth-factor 1.0 --train-scope all     no growth, everything learns
+  fusion-engine train ./ours more.jsonl ./ours2 --growth-factor 1.0     no growth, everything learns
   fusion-engine train ./Llama-3.2-1B manual.jsonl ./ours --processes 8 --batch-size 8        a process for each GPU
 
 Every hyperparameter has its reasons in docs/training.md.
