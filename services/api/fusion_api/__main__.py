@@ -47,7 +47,6 @@ def main() -> None:
         access_log=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        limit_concurrency=2000,
         server_header=False,
     )
     server = Server(config, app)

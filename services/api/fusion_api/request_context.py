@@ -5,13 +5,16 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from fusion_api.problem_details import MEDIA_TYPE, describe
 from fusion_api.slow_clients import read_within
 
 log = structlog.get_logger()
+MOST_AT_ONCE = 2000  # in one process
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 
 
@@ -26,12 +29,15 @@ def add_header(scope: Any, name: str, value: str) -> None:
 class RequestContext:
     """ASGI: takes or mints x-request-id, answers it, binds it to the logs, and logs one line a request.
 
-    A body that does not come within `body_deadline_s` is a problem that has an id, too.
+    A body that does not come within `body_deadline_s` is a problem that has an id, too, and so is a request beyond
+    `most_at_once`, of which streams are a part.
     """
 
-    def __init__(self, app: ASGIApp, body_deadline_s: float = 20.0) -> None:
+    def __init__(self, app: ASGIApp, body_deadline_s: float = 20.0, most_at_once: int = MOST_AT_ONCE) -> None:
         self._app = app
         self._body_deadline_s = body_deadline_s
+        self._most_at_once = most_at_once
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -53,11 +59,25 @@ class RequestContext:
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        self._open += 1
         try:
-            await self._app(scope, read_within(receive, self._body_deadline_s), send_with_id)
+            if self._open > self._most_at_once:
+                await _refuse(send_with_id)
+            else:
+                await self._app(scope, read_within(receive, self._body_deadline_s), send_with_id)
         finally:
+            self._open -= 1
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+
+
+async def _refuse(send: Send) -> None:
+    """503, before anything is spent on the request."""
+    body = msgspec.json.encode(describe("not_ready", "too many requests are open"))
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(b"retry-after", b"2"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _request_id(scope: Scope) -> str:

@@ -17,7 +17,11 @@ from fusion_api.problem_details import MEDIA_TYPE, ProblemError, describe
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_UNREAD_BYTES = 8 * 2**20
-_REASONS = {"request_timeout": "Request Timeout", "headers_too_large": "Request Header Fields Too Large"}
+_REASONS = {
+    "malformed_body": "Bad Request",
+    "request_timeout": "Request Timeout",
+    "headers_too_large": "Request Header Fields Too Large",
+}
 
 log = structlog.get_logger()
 
@@ -74,6 +78,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so like everything else, unless another answer is on its way."""
+        self._stop_waiting()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+        else:
+            self._refuse("malformed_body", "this is no HTTP/1.1 request")
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._writing = self.loop.call_later(self.deadline_s, self.transport.abort)
@@ -104,9 +116,9 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _refuse(self, code: str) -> None:
+    def _refuse(self, code: str, detail: str = "") -> None:
         request_id = uuid4().hex
-        problem = msgspec.structs.replace(describe(code), request_id=request_id)
+        problem = msgspec.structs.replace(describe(code, detail), request_id=request_id)
         body = msgspec.json.encode(problem)
         head = [
             f"HTTP/1.1 {problem.status} {_REASONS[code]}",

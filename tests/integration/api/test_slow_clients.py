@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fusion_api.request_context import RequestContext
 from fusion_core.storage import Storage
 
 from .api_process import Server
@@ -149,6 +150,36 @@ async def test_a_head_without_an_end_is_refused(server: Server, start: bytes, re
             pass
         answer = await line.rest(SLACK_S)
     assert answer == b"" or problem_of(answer) == (431, "headers_too_large")
+
+
+async def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
+    async with connected(server) as line:
+        line.writer.write(b"\x16\x03\x01 not HTTP\r\n\r\n")
+        answer = await line.rest(SLACK_S)
+    assert problem_of(answer) == (400, "malformed_body")
+
+
+async def test_a_request_beyond_those_that_fit_is_told_to_come_again() -> None:
+    arrived, release = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        arrived.release()
+        await release.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = httpx.ASGITransport(RequestContext(slow, most_at_once=2))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://api", timeout=10) as web:
+        held = [asyncio.create_task(web.get("/health")) for _ in range(2)]
+        for _ in held:
+            await arrived.acquire()
+        refused = await web.get("/health")
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
+        assert refused.headers["retry-after"] == "2"
+        release.set()
+        assert [answer.status_code for answer in await asyncio.gather(*held)] == [204, 204]
+        assert (await web.get("/health")).status_code == 204, "room again"
 
 
 async def test_a_body_that_nobody_reads_has_an_end(server: Server) -> None:
