@@ -21,7 +21,7 @@ from quality_report import Report
 from quality_study import Records, Scale, Study
 
 ROOT = Path(__file__).parents[1]
-QUICK_BASE = BaseScale(steps=40, pool_rows=64)
+QUICK_BASE = BaseScale(steps=20, pool_rows=64)
 QUICK = Scale(steps=6, seeds=(0,), first_rates=1, widest=1, retained=(0.5,))
 
 

@@ -41,12 +41,11 @@ from fusion_engine.progress import Progress
 from fusion_engine.reconstruct import reconstruct
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint
+from fusion_engine.run_directory import CONTRACTED_FOLDER, EXPORT_FOLDER
 from fusion_engine.safetensors_stream import DamagedFileError, MemoryTensor, TensorSource, write_model
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import load_frozen
 from fusion_engine.training_curve import add_curve, curve_files
-
-CONTRACTED_FOLDER, EXPORT_FOLDER = "contracted", "export"
 
 
 @dataclass(frozen=True)

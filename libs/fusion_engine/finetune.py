@@ -15,12 +15,11 @@ from fusion_engine.precision import compute_dtype
 from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss_of_adapters
 from fusion_engine.reporter import Reporter
+from fusion_engine.run_directory import EXPORT_FOLDER, TOKENS_FOLDER
 from fusion_engine.summary import measure, training_summary
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, prepare_data
-
-EXPORT_FOLDER, TOKENS_FOLDER = "export", "tokens"
 
 
 def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, reporter: Reporter) -> dict[str, object]:

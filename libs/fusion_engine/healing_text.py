@@ -21,11 +21,11 @@ from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.packing import PackedRows, Row, pack
 from fusion_engine.reporter import Reporter
+from fusion_engine.run_directory import POOL_FOLDER, TOKENS_FOLDER
 from fusion_engine.sample import POOL_FILE, write_pool
 from fusion_engine.tokenize_rows import Document
 from fusion_engine.training_data import raise_on_every_rank, row_tokenizer
 
-TOKENS_FOLDER, POOL_FOLDER = "tokens", "pool"
 SAMPLED_ROWS, SAMPLED_HELDOUT_ROWS = 768, 64
 SAMPLED_SHARE = 0.5
 CALIBRATION_TOKENS, DAMAGE_TOKENS = 32_768, 8_192

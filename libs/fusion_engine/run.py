@@ -38,6 +38,7 @@ from fusion_engine.rehearsal import rehearsing_loss
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import make_deterministic
 from fusion_engine.retain import RetainPoint, Start, go_back, retain_summary
+from fusion_engine.run_directory import EXPORT_FOLDER, GROWN_FOLDER, TOKENS_FOLDER
 from fusion_engine.sample import sample_job
 from fusion_engine.sharding import wants_shards
 from fusion_engine.summary import growth_summary, measure, training_summary
@@ -46,7 +47,6 @@ from fusion_engine.trainable import Trainable, load_grown
 from fusion_engine.training_curve import add_curve
 from fusion_engine.training_data import RowSettings, TrainingData, prepare_data
 
-GROWN_FOLDER, EXPORT_FOLDER, TOKENS_FOLDER = "grown", "export", "tokens"
 _EngineJob = TrainRun | FinetuneRun | ContractRun | SampleRun
 
 

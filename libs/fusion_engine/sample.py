@@ -24,8 +24,9 @@ from fusion_engine.files import build_manifest, complete_or_absent
 from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.reporter import Reporter
+from fusion_engine.run_directory import POOL_FOLDER
 
-POOL_FOLDER, POOL_FILE = "pool", "pool.jsonl"
+POOL_FILE = "pool.jsonl"
 ROWS_PER_BATCH = 32  # part of what a seed means: another number draws another pool
 
 

@@ -27,10 +27,10 @@ from fusion_engine.outcomes import RejectedError, StoppedError
 from fusion_engine.progress import Progress
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import random_states, restore_random_states
+from fusion_engine.run_directory import CHECKPOINTS_FOLDER
 from fusion_engine.sharding import Learner, wants_shards
 from fusion_engine.training_state import TrainingState
 
-CHECKPOINTS_FOLDER = "checkpoints"
 _SKIPPED_STEPS_LIMIT, _ROLLBACKS_LIMIT, _ROLLBACK_RATE = 3, 2, 0.5
 _GIB = 2**30
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from fusion_core.trainer_protocol import write_control
 from fusion_engine.checkpoint import STATE_FILE, TRAINED_FILE, CheckpointError
 from fusion_engine.files import build_manifest
 from fusion_engine.run import execute
-from fusion_engine.safetensors_stream import MemoryTensor, read_header, write_file, write_model
+from fusion_engine.safetensors_stream import MemoryTensor, read_header, write_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,27 +55,6 @@ def test_a_run_grows_trains_evaluates_each_turn_and_exports(undisturbed: Path) -
     assert [event.step for event in of_type(undisturbed, "Metrics")] == list(range(1, 17))
     assert [event.cycle for event in of_type(undisturbed, "Metrics")] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     assert [event.step for event in of_type(undisturbed, "CheckpointSaved") if event.turn_end] == [8, 16]
-
-
-def test_an_export_of_several_shards_is_the_same_model(
-    undisturbed: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fusion_engine.export.write_model", partial(write_model, shard_bytes=20_000))
-    run_dir = make_run("shards")
-    execute(run_dir)
-    folder = run_dir / "export"
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert len(shards) > 2
-    assert sorted(set(index["weight_map"].values())) == shards
-    listed = {file.rel for file in of_type(run_dir, "ExportSaved")[0].manifest.files}
-    assert listed == {path.name for path in folder.iterdir()}
-    one, many = (
-        AutoModelForCausalLM.from_pretrained(path, local_files_only=True).state_dict()
-        for path in (undisturbed / "export", folder)
-    )
-    assert one.keys() == many.keys()
-    assert all(torch.equal(one[name], many[name]) for name in one)
 
 
 def test_plain_transformers_loads_the_export_and_generates(undisturbed: Path) -> None:

@@ -11,6 +11,7 @@ from fusion_core.trainer_protocol import ContractRun
 
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.hyperparam_options import MEANINGS, add_hyperparam_options, hyperparams_from
+from fusion_engine.commands.paths import check_paths, work_folder_of
 from fusion_engine.commands.process_options import add_process_options, check_processes
 from fusion_engine.model_config import check_seq_len, read_config, read_shape
 from fusion_engine.outcomes import RejectedError
@@ -89,13 +90,13 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     check_processes(arguments, hyperparams.batch_size)
     check_seq_len(config, hyperparams.seq_len)
-    _check_paths(arguments)
+    check_paths(arguments.destination, [*arguments.data, *arguments.pool])
     print(_describe(plan))
 
     from fusion_engine.commands.local_attempt import conclude, work_off
 
     destination = arguments.destination.resolve()
-    folder = destination.with_name(f"{destination.name}.run")
+    folder = work_folder_of(destination)
     train, heldout = _shards(arguments.data, folder)
     run = ContractRun(
         job_id=destination.name,
@@ -116,25 +117,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return conclude(work_off(folder, run, hyperparams.train_steps, "healing"), folder, destination, _tell)
 
 
-def _check_paths(arguments: argparse.Namespace) -> None:
-    if arguments.destination.exists():
-        raise RejectedError("validation_failed", f"{arguments.destination} exists; name a folder that does not")
-    missing = [str(path) for path in [*arguments.data, *arguments.pool] if not path.exists()]
-    if missing:
-        raise RejectedError("inputs_unavailable", f"there is no such file: {', '.join(missing)}")
-
-
 def _shards(data: list[Path], folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(training shards, held-out shards) in the work folder; none of either without data."""
     if not data:
         return (), ()
 
-    from fusion_engine.commands.work_folder import split_rows
-    from fusion_engine.local_shards import local_shards
+    from fusion_engine.commands.work_folder import write_rows
 
-    texts = folder / "text"
-    texts.mkdir(parents=True, exist_ok=True)
-    train, heldout = split_rows(local_shards(data, texts), folder / "data")
+    train, heldout = write_rows(data, folder)
     return (str(train),), (str(heldout),)
 
 

@@ -10,8 +10,8 @@ from fusion_core.growth_plan import GrowthPlan
 
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.growth_options import add_growth_options, describe, plan_from
+from fusion_engine.commands.paths import check_paths
 from fusion_engine.model_config import read_config, read_shape
-from fusion_engine.outcomes import RejectedError
 
 _PROMPTS = 3  # of random ids, beside the guard's own
 _DESCRIPTION = """\
@@ -48,8 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     source, destination = arguments.model, arguments.destination
-    if destination.exists():
-        raise RejectedError("validation_failed", f"{destination} exists; name a folder that does not")
+    check_paths(destination)
     config = read_config(source)
     plan = plan_from(config, arguments)
     if not arguments.json:

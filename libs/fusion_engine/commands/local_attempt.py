@@ -15,6 +15,7 @@ from fusion_core.trainer_protocol import EngineRun, EventReader, Finished, Outco
 from fusion_engine.commands.watch import watched
 from fusion_engine.commands.work_folder import write_attempt
 from fusion_engine.outcomes import RejectedError
+from fusion_engine.run_directory import EXPORT_FOLDER
 
 _STOPPED_EXIT = 130
 
@@ -40,7 +41,7 @@ def conclude(outcome: Outcome | None, folder: Path, destination: Path, tell: Cal
     if not isinstance(outcome, Finished):
         print(f"stopped after step {outcome.step}; the same command goes on from there", file=sys.stderr)
         return _STOPPED_EXIT
-    (folder / "export").rename(destination)
+    (folder / EXPORT_FOLDER).rename(destination)
     shutil.rmtree(folder)
     tell(outcome.result)
     print(f"written     {destination}")

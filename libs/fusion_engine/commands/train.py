@@ -11,6 +11,7 @@ from fusion_core.trainer_protocol import Rejected, SampleRun, TrainRun, write_ru
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from
 from fusion_engine.commands.parser import not_negative
+from fusion_engine.commands.paths import check_paths, work_folder_of
 from fusion_engine.commands.process_options import add_process_options, check_processes
 from fusion_engine.model_config import check_seq_len, plan_of, read_config
 from fusion_engine.outcomes import RejectedError
@@ -78,15 +79,15 @@ def _run(arguments: argparse.Namespace) -> int:
         placement="even" if hyperparams.growth_placement == "even" else "upper",
     )
     check_seq_len(config, hyperparams.seq_len)
-    _check_paths(arguments)
+    given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
+    check_paths(arguments.destination, given)
 
     from fusion_engine.commands.local_attempt import conclude, work_off
-    from fusion_engine.commands.work_folder import split_rows
-    from fusion_engine.local_shards import local_shards
+    from fusion_engine.commands.work_folder import write_rows
 
     destination = arguments.destination.resolve()
-    folder = destination.with_name(f"{destination.name}.run")
-    train, heldout = split_rows(local_shards(arguments.data, _made(folder / "text")), folder / "data")
+    folder = work_folder_of(destination)
+    train, heldout = write_rows(arguments.data, folder)
     run = TrainRun(
         job_id=destination.name,
         lease_epoch=1,
@@ -116,27 +117,14 @@ def _settled(arguments: argparse.Namespace) -> Hyperparams:
     return hyperparams
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _check_paths(arguments: argparse.Namespace) -> None:
-    if arguments.destination.exists():
-        raise RejectedError("validation_failed", f"{arguments.destination} exists; name a folder that does not")
-    given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
-    missing = [str(path) for path in given if not path.exists()]
-    if missing:
-        raise RejectedError("inputs_unavailable", f"there is no such file: {', '.join(missing)}")
-
-
 def _pool(arguments: argparse.Namespace, hyperparams: Hyperparams, folder: Path) -> tuple[str, ...]:
     """Pool files to rehearse: those given, or one sampled from the base now if it was not before."""
     if arguments.pool or arguments.rehearsal or not arguments.pool_rows or not hyperparams.replay_fraction:
         return tuple(str(path.resolve()) for path in arguments.pool)
 
     from fusion_engine.run import execute
-    from fusion_engine.sample import POOL_FILE, POOL_FOLDER
+    from fusion_engine.run_directory import POOL_FOLDER
+    from fusion_engine.sample import POOL_FILE
 
     sampling = folder / f"sample-{arguments.pool_rows}-{hyperparams.seq_len}-{hyperparams.seed}"
     pool = sampling / POOL_FOLDER / POOL_FILE

@@ -2,20 +2,31 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from fusion_core.trainer_protocol import CONTROL_FILE, RUN_FILE, EngineRun, Run, read_run, write_run
 
 from fusion_engine.checkpoint import latest_checkpoint
+from fusion_engine.local_shards import local_shards
 from fusion_engine.outcomes import RejectedError
+from fusion_engine.run_directory import CHECKPOINTS_FOLDER
 
-CHECKPOINTS_FOLDER = "checkpoints"
 _HELDOUT_PERCENT = 2
 
 
-def split_rows(shards: Iterable[str], folder: Path) -> tuple[Path, Path]:
+def write_rows(data: Sequence[Path], folder: Path) -> tuple[Path, Path]:
+    """(training rows, held-out rows) of files and folders that a person named, as JSONL in the work folder.
+
+    Raises RejectedError as `local_shards` and `_split_rows` do.
+    """
+    texts = folder / "text"
+    texts.mkdir(parents=True, exist_ok=True)
+    return _split_rows(local_shards(data, texts), folder / "data")
+
+
+def _split_rows(shards: Iterable[str], folder: Path) -> tuple[Path, Path]:
     """(training rows, held-out rows) of JSONL files: two rows of a hundred, chosen by content, are held out.
 
     Equal rows come to lie on the same side. Where chance holds out none, the last row is. The files' names tell their
