@@ -100,7 +100,7 @@ def test_two_processes(tiny_base: Path, data: str, tmp_path: Path, monkeypatch: 
     [
         (["--growth-factor", "9"], "--growth-factor: Expected `float` <= 4.0 [validation_failed]"),
         (["--turns", "many"], "--turns: Expected `int`, got `str`"),
-        (["--growth-factor", "1.0"], "train_scope all"),
+        (["--growth-factor", "1.0", "--train-scope", "new"], "--train-scope: "),
         (["--rehearsal", "nowhere.jsonl"], "there is no such file: nowhere.jsonl [inputs_unavailable]"),
     ],
 )
