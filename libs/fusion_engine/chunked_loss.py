@@ -4,7 +4,7 @@ The logits of 8 x 1024 positions over 65,537 ids take 2 GiB in fp32, and a plain
 Here each chunk's logits, loss and gradient are computed and dropped before the next chunk; what stays is the gradient
 with regard to the hidden states, which is as small as they are. The idea is that of the fused linear cross entropy of
 Liger Kernel (arXiv 2410.10989), in plain PyTorch: the kernels are the ordinary ones, so a repeated run gives the same
-bits.
+bits. A chunk's gradient takes the place of its log-softmax, which saves autograd's other passes over the logits.
 
 Call these inside the forward of the module that DDP or FSDP2 wraps: the head's weights are whole only there.
 """
@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
 IGNORED_LABEL = -100
-# Logits of one chunk. A chunk costs about four fp32 tensors of this many elements, 512 MiB together.
+# Logits of one chunk. A chunk costs about two fp32 tensors of this many elements, 256 MiB together, and with a teacher
+# twice that.
 CHUNK_ELEMENTS = 2**25
 
 
@@ -78,13 +79,21 @@ def chunked_cross_entropy(
     labels[t] is the id that position t predicts, and IGNORED_LABEL does not count. The sum has a gradient for `hidden`
     and, if it requires one, for the head's weight. Both results stay on the device: nothing here waits for it.
     """
-    flat, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    targets = labels.reshape(-1)
+    kept = targets != IGNORED_LABEL
+    places = targets.masked_fill(~kept, 0)
 
-    def chunk_loss(part: slice, states: Tensor, weight: Tensor) -> Tensor:
-        logits = head.logits(states, weight)
-        return F.cross_entropy(logits, targets[part], ignore_index=IGNORED_LABEL, reduction="sum")
+    def chunk_loss(part: slice, logits: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+        found, wanted = F.log_softmax(logits, dim=-1), places[part]
+        rows = torch.arange(len(wanted), device=wanted.device)
+        loss = -found[rows, wanted].masked_fill(~kept[part], 0.0).sum()
+        if not learns:
+            return loss, None
+        gradient = found.exp_()  # of a softmax: the probabilities, less one for the label
+        gradient[rows, wanted] -= 1.0
+        return loss, gradient
 
-    return _sum_over_chunks(flat, head, chunk_loss, chunk_elements), (targets != IGNORED_LABEL).sum()
+    return _sum_over_chunks(hidden, head, kept, chunk_loss, chunk_elements), kept.sum()
 
 
 def chunked_kl(
@@ -103,27 +112,32 @@ def chunked_kl(
     student's if left out. Positions whose label is IGNORED_LABEL do not count. The gradient is that of the cross
     entropy against the teacher's distribution, which differs by a constant.
     """
-    flat, kept = hidden.reshape(-1, hidden.shape[-1]), (labels != IGNORED_LABEL).reshape(-1)
-    taught = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
+    kept = (labels != IGNORED_LABEL).reshape(-1)
+    taught = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1]).masked_fill(~kept[:, None], 0.0)
     teacher = head if teacher_head is None else teacher_head
 
-    def chunk_loss(part: slice, states: Tensor, weight: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = F.log_softmax(teacher.logits(taught[part], teacher.weight), dim=-1)
-        found = F.log_softmax(head.logits(states, weight), dim=-1)
+    def chunk_loss(part: slice, logits: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+        wanted = F.log_softmax(teacher.logits(taught[part], teacher.weight), dim=-1)
+        found = F.log_softmax(logits, dim=-1)
         divergence = F.kl_div(found, wanted, log_target=True, reduction="none").sum(-1)
-        return divergence.masked_fill(~kept[part], 0.0).sum()
+        loss = divergence.masked_fill(~kept[part], 0.0).sum()
+        return loss, found.exp_().sub_(wanted.exp_()) if learns else None
 
-    return _sum_over_chunks(flat, head, chunk_loss, chunk_elements), kept.sum()
-
-
-_ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]  # (positions, their hidden states, the head's weight) -> a sum
+    return _sum_over_chunks(hidden, head, kept, chunk_loss, chunk_elements), kept.sum()
 
 
-def _sum_over_chunks(flat: Tensor, head: Head, chunk_loss: _ChunkLoss, chunk_elements: int) -> Tensor:
+# (positions, their logits, whether a gradient is wanted) -> (a sum of losses, its gradient with regard to the logits).
+# The gradient of a position that does not count may be anything finite.
+_ChunkLoss = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+def _sum_over_chunks(hidden: Tensor, head: Head, kept: Tensor, chunk_loss: _ChunkLoss, chunk_elements: int) -> Tensor:
+    """`kept`, shape (all positions,), tells which of them count."""
     size = max(1, chunk_elements // head.weight.shape[0])
+    # A row of zeros has a row of zeros as its gradient and adds nothing to the weight's: no pass over the logits.
+    flat = hidden.reshape(-1, hidden.shape[-1]).masked_fill(~kept[:, None], 0.0)
     apply: Any = _SumOverChunks.apply  # untyped in PyTorch
-    total: Tensor = apply(flat, head.weight, chunk_loss, size, torch.is_grad_enabled())
+    total: Tensor = apply(flat, head, head.weight, chunk_loss, size, torch.is_grad_enabled())
     return total
 
 
@@ -132,25 +146,26 @@ class _SumOverChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flat: Tensor, weight: Tensor, chunk_loss: _ChunkLoss, size: int, grad_enabled: bool
+        ctx: Any, flat: Tensor, head: Head, weight: Tensor, chunk_loss: _ChunkLoss, size: int, grad_enabled: bool
     ) -> Tensor:
-        wants_hidden, wants_weight = (grad_enabled and wanted for wanted in ctx.needs_input_grad[:2])
+        wants_hidden, wants_weight = (grad_enabled and ctx.needs_input_grad[place] for place in (0, 2))
         total = torch.zeros((), dtype=torch.float32, device=flat.device)
         hidden_grad = torch.empty_like(flat) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight and not len(flat) else None
         head_weight = weight.detach().requires_grad_(wants_weight)
         for start in range(0, flat.shape[0], size):
             part = slice(start, start + size)
             states = flat[part].detach().requires_grad_(wants_hidden)
             learning = [tensor for tensor in (states, head_weight) if tensor.requires_grad]
             with torch.set_grad_enabled(bool(learning)):
-                loss = chunk_loss(part, states, head_weight)
-            gradients = list(torch.autograd.grad(loss, learning)) if learning else []
-            total += loss.detach()
+                logits = head.logits(states, head_weight)
+            loss, gradient = chunk_loss(part, logits.detach(), bool(learning))
+            total += loss
+            gradients = torch.autograd.grad(logits, learning, gradient) if learning else ()
             if hidden_grad is not None:
                 hidden_grad[part] = gradients[0]
-            if weight_grad is not None:
-                weight_grad += gradients[-1]
+            if wants_weight:
+                weight_grad = gradients[-1].float() if weight_grad is None else weight_grad.add_(gradients[-1])
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
@@ -160,7 +175,8 @@ class _SumOverChunks(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * outer[0].to(hidden_grad.dtype),
-            None if weight_grad is None else (weight_grad * outer[0]).to(ctx.weight_dtype),
+            None,
+            None if weight_grad is None else weight_grad.mul_(outer[0]).to(ctx.weight_dtype),
             None,
             None,
             None,

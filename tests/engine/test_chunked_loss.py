@@ -147,6 +147,30 @@ def test_ignored_positions_alone_are_zero_and_not_nan() -> None:
     assert not hidden.grad.any()
 
 
+def test_what_is_ignored_has_no_say_even_where_it_is_not_finite() -> None:
+    hidden = torch.randn(6, 4)
+    hidden[3:] = torch.nan
+    labels = torch.tensor([1, 5, 8, -100, -100, -100])
+    for rows in (6, 3):
+        states, weight = hidden[:rows].clone().requires_grad_(), torch.ones(9, 4).cumsum(0).requires_grad_()
+        loss, _ = chunked_cross_entropy(states, Head(weight), labels[:rows], chunk_elements=9 * 2)
+        loss.backward()
+        found = (loss.detach(), states.grad[:3], weight.grad)  # type: ignore[index]
+        assert torch.isfinite(found[2]).all()  # type: ignore[arg-type]
+        if rows == 6:
+            padded = found
+    torch.testing.assert_close(found, padded)
+
+
+def test_no_rows_give_a_gradient_of_zeros() -> None:
+    weight = torch.randn(9, 4, requires_grad=True)
+    loss, count = chunked_cross_entropy(torch.empty(0, 4), Head(weight), torch.empty(0, dtype=torch.int64))
+    loss.backward()
+    assert (loss.item(), int(count)) == (0.0, 0)
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements that any operation returned."""
 
