@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fusion_engine.run import execute
+from fusion_engine.cli import main
 from fusion_engine.train import Trainer
 
 _step = Trainer._step
@@ -18,4 +18,4 @@ def step(self: Trainer) -> bool:
 
 
 Trainer._step = step  # type: ignore[method-assign]
-execute(Path(sys.argv[1]))
+main(sys.argv[1:])

@@ -1,7 +1,10 @@
 """`python -m fusion_engine RUN_DIR`: one attempt of a worker, under accelerate or alone."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from fusion_core.parent_death import die_with_parent
 
@@ -22,4 +25,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from fusion_engine.run import execute
 
     execute(arguments.destination.resolve())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave_at_once()
     return 0
+
+
+def _leave_at_once() -> NoReturn:
+    """End without taking Python down: everything is written, and torch's threads of a group may still want the GIL,
+    which then aborts the process (pytorch/pytorch issue 90549), and the launcher calls finished work a crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
