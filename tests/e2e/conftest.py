@@ -148,12 +148,13 @@ class Platform:
         dataset = self.client.create_dataset([self.client.upload(path)], "rows")
         return self.client.wait_dataset(dataset.id, timeout_s=60, poll_s=0.2).id
 
-    def submit(self, name: str, **hyperparams: object) -> str:
+    def submit(self, key: str, **hyperparams: object) -> str:
+        """The models of all jobs have one name, as the card that comes with a model has it too."""
         job = self.client.create_job(
             base_model_id=self.base_model_id,
             dataset_id=self.dataset_id,
-            hyperparams=HYPERPARAMS | {"output_name": name} | hyperparams,
-            idempotency_key=name,
+            hyperparams=HYPERPARAMS | {"output_name": "grown"} | hyperparams,
+            idempotency_key=key,
         )
         return job.id
 
