@@ -72,7 +72,7 @@ async def test_a_worker_lost_at_a_random_moment_changes_nothing(
     worker = platform.start_worker("training")
     job_id = platform.submit(f"lost-{seed}")
     platform.wait(job_id, lambda job: job.status != "queued")
-    time.sleep(undisturbed.seconds * random.Random(seed).uniform(0.0, 0.8))
+    time.sleep(undisturbed.seconds * random.Random(seed).uniform(0.0, 0.4))
     platform.stack.processes.kill(worker)
     assert platform.trainers() == []
     worker = platform.start_worker("training")
