@@ -67,7 +67,12 @@ class JobView:
         return f"grown from {before:,} to {after:,} parameters; largest difference in any output: {difference:g}"
 
     def _evaluation(self, data: dict[str, Any]) -> str:
-        which = f"after turn {data['turn']}" if data["turn"] else "of the base"
+        if not data["turn"]:
+            which = "of the base"
+        elif data.get("turn_end", True):
+            which = f"after turn {data['turn']}"
+        else:
+            which = f"in turn {data['turn']}, after cycle {data['cycle']}"
         return f"held-out perplexity {which}: {data['perplexity']:.3f}"
 
     def _checkpoint(self, data: dict[str, Any]) -> str:
