@@ -92,7 +92,7 @@ async def fill(connection: asyncpg.Connection, job_id: UUID, rows: int) -> None:
     while count < rows:
         batch = min(BATCH, rows - count)
         await connection.execute(
-            f"insert into jobs ({COPIED}, idempotency_key) select {COPIED}, gen_random_uuid()::text"  # noqa: S608
+            f"insert into jobs ({COPIED}, idempotency_key) select {COPIED}, gen_random_uuid()::text"  # noqa: S608 - columns from above
             " from jobs, generate_series(1, $2) where id = $1",
             job_id,
             batch,

@@ -100,7 +100,7 @@ def train_with_fusion(
         measure=lambda _: Evaluation(step=0, turn=0, perplexity=1.0, tokens=1),
         identity="bench",
     )
-    trainer = Trainer(folder, run, hyperparams, accelerator, _ClockedReporter(clock), subject, Progress())  # type: ignore[arg-type]
+    trainer = Trainer(folder, run, hyperparams, accelerator, _ClockedReporter(clock), subject, Progress())  # type: ignore[arg-type]  # clocked
     trainer.train()
     clock.waits_s = trainer.checkpoint_waits_s
     return clock

@@ -171,7 +171,7 @@ def run_job(bench: Bench, job: Job, steps: int) -> tuple[dict[str, Any], list[fl
     hyperparams = ContractHyperparams(
         contraction_ratio=job.ratio,
         train_steps=steps,
-        importance=job.importance,  # type: ignore[arg-type]
+        importance=job.importance,  # type: ignore[arg-type]  # a str, checked by the spec
         lr=HEALING_LR,
         seq_len=SEQ_LEN,
         batch_size=HEALING_BATCH,

@@ -106,8 +106,8 @@ def trl_packed(steps: int, folder: Path) -> tuple[Clock, float]:
     from trl import SFTConfig, SFTTrainer
 
     words = {"<pad>": 0, "<eos>": EOS} | {f"w{number}": number for number in range(2, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106 - a token of text
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")  # noqa: S106 - text
     clock = Clock()
     arguments = SFTConfig(
         output_dir=str(folder),

@@ -110,7 +110,7 @@ class Transport:
         params: Any = {**(filters or {}), "limit": min(limit, 100)}
         while len(items) < limit:
             response = self.request("GET", path, params=params)
-            items += decode(response, list[item])  # type: ignore[valid-type]
+            items += decode(response, list[item])  # type: ignore[valid-type]  # a type made at run time
             following = response.links.get("next", {}).get("url")
             if following is None:
                 break

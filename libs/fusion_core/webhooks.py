@@ -9,12 +9,12 @@ import hmac
 import random
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 import msgspec
 
-EVENT_TYPES = (
+EventType = Literal[
     "job.started",
     "job.checkpoint",
     "job.completed",
@@ -23,7 +23,8 @@ EVENT_TYPES = (
     "job.stopped",
     "dataset.ready",
     "dataset.failed",
-)
+]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 # Names of other platforms for events of ours: an endpoint that asks for one gets the event under that name.
 ALIASES = {"training.completed": "job.completed", "training.failed": "job.failed"}
 TEST_EVENT = "webhook.test"

@@ -89,7 +89,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
 
 
 def _complain(message: str) -> None:
-    print(f"fusion_engine: {message}", file=sys.stderr)  # noqa: T201
+    print(f"fusion_engine: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
 
 
 def _free_bytes(place: Path) -> int:

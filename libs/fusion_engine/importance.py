@@ -6,7 +6,7 @@ Channel scores, with x_j the j-th input of a layer's down-projection over the ca
     wanda   RMS(x_j) * ||W_down[:, j]||_2       Wanda (arXiv 2306.11695), summed over the outputs
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -59,9 +59,20 @@ def calibrate(model: Any, family: Family, rows: Sequence[Row]) -> list[ChannelSt
     """Statistics of the inputs of each layer's down-projection over `rows`."""
     projections = down_projections(model, family)
     statistics = [ChannelStatistics(module.in_features, module.weight.device) for module in projections]
+    watch_inputs(model, projections, rows, [gathered.add for gathered in statistics])
+    return statistics
+
+
+def watch_inputs(
+    model: Any,
+    modules: Sequence[torch.nn.Module],
+    rows: Sequence[Row],
+    watchers: Sequence[Callable[[torch.Tensor], None]],
+) -> None:
+    """Run `rows` through the model and hand each module's input to its watcher."""
     handles = [
-        module.register_forward_pre_hook(lambda _, inputs, gathered=gathered: gathered.add(inputs[0]))
-        for module, gathered in zip(projections, statistics, strict=True)
+        module.register_forward_pre_hook(lambda _, inputs, watcher=watcher: watcher(inputs[0]))
+        for module, watcher in zip(modules, watchers, strict=True)
     ]
     try:
         for inputs in batches(rows, model.device):
@@ -69,7 +80,6 @@ def calibrate(model: Any, family: Family, rows: Sequence[Row]) -> list[ChannelSt
     finally:
         for handle in handles:
             handle.remove()
-    return statistics
 
 
 def channel_scores(importance: str, statistics: ChannelStatistics, weight: torch.Tensor) -> torch.Tensor:

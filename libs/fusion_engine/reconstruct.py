@@ -9,13 +9,13 @@ bias that most families do not have; this makes up for everything that the kept 
 are there anyway (the restoration of FASP, arXiv 2501.09412).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fusion_engine.families import Family
-from fusion_engine.importance import batches, down_projections
+from fusion_engine.importance import down_projections, watch_inputs
 from fusion_engine.packing import Row
 
 _GRAM_BYTES = 4 * 2**30  # of Gram matrices held at once; a model that needs more is passed over several times
@@ -47,20 +47,14 @@ def _gram_matrices(model: Any, projections: Sequence[torch.nn.Linear], rows: Seq
         for module in projections
     ]
 
-    def watch(module: torch.nn.Linear, gram: torch.Tensor) -> Any:
-        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            values = inputs[0].reshape(-1, module.in_features).double()
+    def into(gram: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def add(inputs: torch.Tensor) -> None:
+            values = inputs.reshape(-1, len(gram)).double()
             gram.addmm_(values.T, values)
 
-        return module.register_forward_pre_hook(add)
+        return add
 
-    handles = [watch(module, gram) for module, gram in zip(projections, grams, strict=True)]
-    try:
-        for inputs in batches(rows, model.device):
-            model(**inputs, use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch_inputs(model, projections, rows, [into(gram) for gram in grams])
     return grams
 
 

@@ -184,7 +184,7 @@ class Trainer:
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
         batch = self._subject.rows.batch(first, count, rank, ranks).to(self._accelerator.device)
         with self._accelerator.autocast():
-            return self._learner(lambda model: self._subject.loss_of(model, batch))  # type: ignore[no-any-return]
+            return self._learner(lambda model: self._subject.loss_of(model, batch))  # type: ignore[no-any-return]  # any module
 
     def _note_halved(self, micro_batch: int) -> None:
         self.progress.micro_batch = micro_batch

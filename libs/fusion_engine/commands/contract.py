@@ -93,24 +93,16 @@ def _run(arguments: argparse.Namespace) -> int:
     check_paths(arguments.destination, [*arguments.data, *arguments.pool])
     print(_describe(plan))
 
-    from fusion_engine.commands.local_attempt import conclude, work_off
+    from fusion_engine.commands.local_attempt import common_fields, conclude, work_off
 
     destination = arguments.destination.resolve()
     folder = work_folder_of(destination)
     train, heldout = _shards(arguments.data, folder)
     run = ContractRun(
-        job_id=destination.name,
-        lease_epoch=1,
-        base_dir=str(arguments.model.resolve()),
-        base_name=arguments.model.resolve().name,
-        output_name=destination.name,
-        dataset_name=", ".join(path.name for path in arguments.data),
+        **common_fields(arguments, destination),
         train_shards=train,
         heldout_shards=heldout,
         pool_files=tuple(str(path.resolve()) for path in arguments.pool),
-        checkpoint_every_s=arguments.checkpoint_every,
-        num_processes=arguments.processes,
-        threads=arguments.threads,
         hyperparams=hyperparams,
         contraction_plan=plan,
     )

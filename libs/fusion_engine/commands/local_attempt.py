@@ -1,5 +1,6 @@
 """A job on this machine: watched, stopped by Ctrl-C at a checkpoint, and gone on with by the same command."""
 
+import argparse
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,22 @@ from fusion_engine.outcomes import RejectedError
 from fusion_engine.run_directory import EXPORT_FOLDER
 
 _STOPPED_EXIT = 130
+
+
+def common_fields(arguments: argparse.Namespace, destination: Path) -> dict[str, Any]:
+    """What run.json says of every kind of job on this machine."""
+    base = arguments.model.resolve()
+    return {
+        "job_id": destination.name,
+        "lease_epoch": 1,
+        "base_dir": str(base),
+        "base_name": base.name,
+        "output_name": destination.name,
+        "dataset_name": ", ".join(path.name for path in arguments.data),
+        "checkpoint_every_s": arguments.checkpoint_every,
+        "num_processes": arguments.processes,
+        "threads": arguments.threads,
+    }
 
 
 def work_off(folder: Path, run: EngineRun, total_steps: int, label: str = "training") -> Outcome | None:

@@ -82,26 +82,18 @@ def _run(arguments: argparse.Namespace) -> int:
     given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
     check_paths(arguments.destination, given)
 
-    from fusion_engine.commands.local_attempt import conclude, work_off
+    from fusion_engine.commands.local_attempt import common_fields, conclude, work_off
     from fusion_engine.commands.work_folder import write_rows
 
     destination = arguments.destination.resolve()
     folder = work_folder_of(destination)
     train, heldout = write_rows(arguments.data, folder)
     run = TrainRun(
-        job_id=destination.name,
-        lease_epoch=1,
-        base_dir=str(arguments.model.resolve()),
-        base_name=arguments.model.resolve().name,
-        output_name=destination.name,
-        dataset_name=", ".join(path.name for path in arguments.data),
+        **common_fields(arguments, destination),
         train_shards=(str(train),),
         heldout_shards=(str(arguments.heldout.resolve() if arguments.heldout else heldout),),
         rehearsal_files=tuple(str(path.resolve()) for path in arguments.rehearsal),
         pool_files=_pool(arguments, hyperparams, folder),
-        checkpoint_every_s=arguments.checkpoint_every,
-        num_processes=arguments.processes,
-        threads=arguments.threads,
         hyperparams=hyperparams,
         growth_plan=plan,
     )

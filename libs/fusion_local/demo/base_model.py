@@ -57,7 +57,7 @@ def _train_tokenizer(texts: list[str]) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast: Any = PreTrainedTokenizerFast
-    return fast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106
+    return fast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")  # noqa: S106 - a token of text
 
 
 def _train(tokenizer: Any, texts: list[str], console: Console) -> LlamaForCausalLM:

@@ -72,7 +72,7 @@ def _valkey(url: str, connections: ConnectionPool) -> Storage:
         f"async+{url}",
         implementation="redispy",
         key_prefix="fusion:rate",
-        connection_pool=connections,  # type: ignore[arg-type]
+        connection_pool=connections,  # type: ignore[arg-type]  # limits' types know no pool of redis 5
     )
     assert isinstance(storage, Storage)  # what the async+ scheme answers
     return storage

@@ -151,6 +151,6 @@ def read_within(receive: Receive, deadline_s: float) -> Receive:
             detail = f"the body did not come within {deadline_s:g} seconds"
             raise ProblemError("request_timeout", detail, headers={"Connection": "close"}) from None
         complete = not message.get("more_body", False)
-        return message  # type: ignore[return-value]
+        return message  # type: ignore[return-value]  # of HTTP alone
 
     return receive_in_time

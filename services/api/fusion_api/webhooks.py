@@ -8,7 +8,7 @@ import msgspec
 from fusion_core.db import webhooks
 from fusion_core.db.pool import Connection, queries
 from fusion_core.webhook_targets import MAX_URL_LENGTH, RefusedTargetError
-from fusion_core.webhooks import EVENT_TYPES, SECRET_OVERLAP_S, endpoint_secret, shown_secret
+from fusion_core.webhooks import EVENT_TYPES, SECRET_OVERLAP_S, EventType, endpoint_secret, shown_secret
 from litestar import Request, Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -21,20 +21,9 @@ from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
 from fusion_api.times import shown, shown_or_none
 
-EventType = Literal[
-    "job.started",
-    "job.checkpoint",
-    "job.completed",
-    "job.failed",
-    "job.cancelled",
-    "job.stopped",
-    "dataset.ready",
-    "dataset.failed",
-    "training.completed",
-    "training.failed",
-]
+WantedType = Literal[EventType, "training.completed", "training.failed"]
 Url = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_URL_LENGTH)]
-EventTypes = Annotated[list[EventType], msgspec.Meta(min_length=1, max_length=20)]
+EventTypes = Annotated[list[WantedType], msgspec.Meta(min_length=1, max_length=20)]
 Description = Annotated[str, msgspec.Meta(max_length=500)]
 
 

@@ -132,7 +132,7 @@ class Doorbell:
             else:
                 backoff_s = 0.25
                 await self._listen_on(connection)
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, hides nothing
             backoff_s = min(_MAX_BACKOFF_S, backoff_s * 2)
 
     async def _listen_on(self, connection: OwnConnection) -> None:

@@ -85,7 +85,7 @@ class Service:
     @staticmethod
     def _pause(seconds: float) -> Callable[[], Awaitable[None]]:
         """A jittered wait, so that replicas started together drift apart."""
-        return lambda: asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311
+        return lambda: asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311 - spreads load, hides nothing
 
     async def _forever(
         self,
