@@ -39,6 +39,9 @@ async def test_health_readiness_and_the_document(
     assert (await http.get("/ready")).json() == {"status": "ready"}
     document = (await http.get("/api/docs/openapi.json")).json()
     assert {"/api/jobs", "/api/models/{model_id}/download", "/api/uploads/presign"} <= set(document["paths"])
+    alone = await http.get("/api/openapi.json")
+    assert alone.json() == document
+    assert alone.headers["content-type"].startswith("application/vnd.oai.openapi+json")
     stack.processes.stop("s3")
     try:
         problem(await http.get("/ready"), "not_ready")
