@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 TORCH_FREE = {
     "fusion_core": "libs",
     "fusion_data": "libs",
+    "fusion_http": "libs",
     "fusion_client": "libs",
     "fusion_api": "services/api",
     "fusion_orchestrator": "services/orchestrator",

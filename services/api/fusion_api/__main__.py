@@ -7,13 +7,13 @@ from types import FrameType
 import uvicorn
 from fusion_core import logs
 from fusion_core.settings import SettingsError, load
+from fusion_http.request_context import RequestContext
+from fusion_http.slow_clients import BoundedProtocol
 from litestar import Litestar
 
 from fusion_api.app import create_app
-from fusion_api.request_context import RequestContext
 from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
-from fusion_api.slow_clients import BoundedProtocol
 
 
 class Server(uvicorn.Server):

@@ -7,13 +7,13 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.money import MICRO, LineItem
+from fusion_http.paging import After, Limit, page
 from litestar import Request, Response, get, patch
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import OVERVIEW, USAGE
-from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import ShownLine, dollars, show_line
 from fusion_api.services import Services
 from fusion_api.times import shown

@@ -3,6 +3,16 @@
 from importlib.metadata import version
 from typing import Any
 
+from fusion_http.body_errors import check_request
+from fusion_http.problem_details import (
+    STORE_DOWN,
+    ProblemError,
+    on_http_error,
+    on_problem,
+    on_store_down,
+    on_unexpected,
+    on_validation_error,
+)
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
@@ -33,18 +43,8 @@ from fusion_api import (
     webhooks,
 )
 from fusion_api.auth import provide_caller
-from fusion_api.body_errors import check_request
 from fusion_api.idempotency import provide_once
 from fusion_api.openapi_document import DocumentPlugin, get_document
-from fusion_api.problem_details import (
-    STORE_DOWN,
-    ProblemError,
-    on_http_error,
-    on_problem,
-    on_store_down,
-    on_unexpected,
-    on_validation_error,
-)
 from fusion_api.services import open_services, provide_services
 from fusion_api.settings import ApiSettings
 

@@ -9,12 +9,12 @@ import msgspec
 import structlog
 from fusion_core.api_keys import SECRET_PREFIX, secret_sha256
 from fusion_core.db.pool import queries
+from fusion_http.problem_details import ProblemError
+from fusion_http.request_context import add_header
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
-from fusion_api.problem_details import ProblemError
-from fusion_api.request_context import add_header
 from fusion_api.services import Services
 
 MAX_KEY_LENGTH = 128

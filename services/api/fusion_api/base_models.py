@@ -7,14 +7,14 @@ import msgspec
 from asyncpg import Record
 from fusion_core.db.pool import queries
 from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT, Base
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import ProblemError, not_found
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import BASE_MODELS
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.trainer_protocol import FileEntry, Manifest
+from fusion_http.problem_details import ProblemError
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
@@ -15,7 +16,6 @@ from litestar.params import FromPath, QueryParameter
 from fusion_api.auth import Caller, needs
 from fusion_api.base_models import find_base
 from fusion_api.datasets import ready_dataset
-from fusion_api.problem_details import ProblemError
 from fusion_api.services import Services
 
 PREVIEW_BYTES = 2**20

@@ -6,13 +6,13 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.job_spec import BadRowPolicy
+from fusion_http.problem_details import ProblemError, not_found
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.datasets import DatasetStatus
-from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 
 MAX_ERRORS = 1000  # as many as a report lists

@@ -10,6 +10,8 @@ from fusion_core.db.jobs import NewJob, submit_job
 from fusion_core.db.pool import Connection, queries
 from fusion_core.job_spec import BadRowPolicy, IngestSpec
 from fusion_core.storage import ObjectHead
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import FieldError, ProblemError, invalid, not_found
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -17,8 +19,6 @@ from litestar.params import FromPath, JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import DATASETS
 from fusion_api.idempotency import Once
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown
 from fusion_api.uploads import check_room

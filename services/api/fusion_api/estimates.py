@@ -12,6 +12,7 @@ from fusion_core.money import (
     estimate_finetune,
     estimate_train,
 )
+from fusion_http.problem_details import FieldError, ProblemError, invalid
 from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -22,7 +23,6 @@ from fusion_api.idempotency import Once
 from fusion_api.job_bodies import CreateJob
 from fusion_api.job_creation import plan_job
 from fusion_api.pricing import ShownEstimate, current_prices, show_estimate
-from fusion_api.problem_details import FieldError, ProblemError, invalid
 from fusion_api.services import Services
 
 Params = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]

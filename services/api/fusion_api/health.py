@@ -3,10 +3,10 @@
 import asyncio
 
 import structlog
+from fusion_http.problem_details import ProblemError
 from litestar import get
 from litestar.di import NamedDependency
 
-from fusion_api.problem_details import ProblemError
 from fusion_api.services import Services
 
 log = structlog.get_logger()

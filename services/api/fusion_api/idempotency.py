@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fusion_core.db.pool import Connection, Pool, queries
+from fusion_http.problem_details import FieldError, ProblemError
+from fusion_http.request_context import add_header
 from litestar import Request
 from litestar.di import NamedDependency
 from litestar.params import HeaderParameter
 
 from fusion_api.auth import Caller
-from fusion_api.problem_details import FieldError, ProblemError
-from fusion_api.request_context import add_header
 from fusion_api.services import Services
 
 Create = Callable[[Connection], Awaitable[UUID | None]]

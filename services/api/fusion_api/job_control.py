@@ -13,6 +13,8 @@ from fusion_core.db.job_resumption import CheckpointGoneError, NotStoppedError, 
 from fusion_core.db.jobs import InputGoneError, SpendLimitError
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import FieldError, ProblemError, not_found
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -21,9 +23,7 @@ from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.job_views import JobDetail
 from fusion_api.jobs import own_job, read_detail, too_much
-from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import current_prices
-from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown
 

@@ -21,13 +21,13 @@ from fusion_core.job_spec import (
 )
 from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
 from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
+from fusion_http.problem_details import FieldError, ProblemError, invalid
 
 from fusion_api.auth import Caller
 from fusion_api.base_models import FoundModel, find_base, find_own_model
 from fusion_api.datasets import trainable_dataset
 from fusion_api.job_bodies import ContractBody, CreateJob, FinetuneBody, TrainBody
 from fusion_api.pricing import current_prices
-from fusion_api.problem_details import FieldError, ProblemError, invalid
 from fusion_api.services import Services
 
 

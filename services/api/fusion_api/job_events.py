@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from fusion_core.db import jobs
 from fusion_core.states import TERMINAL
+from fusion_http.problem_details import STORE_DOWN
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, QueryParameter
@@ -21,7 +22,6 @@ from fusion_api.auth import Caller, is_live, needs
 from fusion_api.examples import EVENTS
 from fusion_api.job_views import Event, show_event
 from fusion_api.jobs import own_job
-from fusion_api.problem_details import STORE_DOWN
 from fusion_api.services import Services
 
 log = structlog.get_logger()

@@ -8,6 +8,7 @@ from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.db import jobs
 from fusion_core.db.pool import queries
 from fusion_core.growth_plan import GrowthPlan
+from fusion_http.problem_details import ProblemError
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
@@ -15,7 +16,6 @@ from litestar.params import FromPath, QueryParameter
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import METRICS, RESULT
 from fusion_api.jobs import own_job
-from fusion_api.problem_details import ProblemError
 from fusion_api.services import Services
 
 METRICS_PER_PAGE = 10_000

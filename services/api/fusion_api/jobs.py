@@ -11,6 +11,8 @@ from fusion_core.db.pool import Connection
 from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
 from fusion_core.states import State, Status
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import FieldError, ProblemError, not_found
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
@@ -23,9 +25,7 @@ from fusion_api.job_bodies import MAX_LABELS, CreateJob
 from fusion_api.job_creation import canonical_sha256, resolve
 from fusion_api.job_queue import read_place
 from fusion_api.job_views import Job, JobDetail, JobType, ListedJob, show_detail, show_job, show_listed
-from fusion_api.paging import After, Limit, page
 from fusion_api.pricing import dollars
-from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 
 log = structlog.get_logger()

@@ -7,6 +7,8 @@ from uuid import UUID
 import msgspec
 from fusion_core.api_keys import new_secret, secret_sha256, visible_prefix
 from fusion_core.db.pool import Connection, queries
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import FieldError, ProblemError, not_found
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -14,8 +16,6 @@ from litestar.params import FromPath, JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import CREATED_KEY, KEYS
 from fusion_api.idempotency import Once
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown, shown_or_none
 

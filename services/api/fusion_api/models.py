@@ -8,6 +8,8 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.trainer_protocol import Manifest
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import ProblemError, not_found
 from litestar import Request, Response, delete, get, patch
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -16,8 +18,6 @@ from fusion_api.auth import Caller, needs
 from fusion_api.datasets import Name
 from fusion_api.examples import DOWNLOAD, MODELS
 from fusion_api.job_views import JobType
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown, shown_or_none
 

@@ -9,13 +9,13 @@ import msgspec
 from fusion_core import s3_keys
 from fusion_core.db.pool import Connection, queries
 from fusion_core.storage import UploadedPart
+from fusion_http.problem_details import FieldError, ProblemError, not_found
 from litestar import delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
-from fusion_api.problem_details import FieldError, ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown
 from fusion_api.uploads import ContentType, Filename, check_quota, sanitised

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import msgspec
 from fusion_core.problems import PROBLEMS
+from fusion_http.problem_details import MEDIA_TYPE, ProblemDetails
 from litestar import Litestar, Request, Response, get
 from litestar.enums import OpenAPIMediaType
 from litestar.handlers import HTTPRouteHandler
@@ -18,7 +19,6 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.response import Stream
 
 from fusion_api.auth import needs
-from fusion_api.problem_details import MEDIA_TYPE, ProblemDetails
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # the path and the method

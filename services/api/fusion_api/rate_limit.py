@@ -9,14 +9,13 @@ import time
 from uuid import UUID
 
 import structlog
+from fusion_http.problem_details import ProblemError
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
-
-from fusion_api.problem_details import ProblemError
 
 log = structlog.get_logger()
 _TIMEOUT_S = 0.5

@@ -9,6 +9,7 @@ from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_core.model_shapes import UnsupportedArchitectureError
 from fusion_core.money import estimate_train
+from fusion_http.problem_details import FieldError, ProblemError
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -19,7 +20,6 @@ from fusion_api.dataset_contents import tokens_of
 from fusion_api.datasets import ready_dataset
 from fusion_api.idempotency import Once
 from fusion_api.pricing import ShownEstimate, current_prices, show_estimate
-from fusion_api.problem_details import FieldError, ProblemError
 from fusion_api.services import Services
 
 SMALL_PARAMS = 3_000_000_000

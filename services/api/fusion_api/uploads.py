@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import msgspec
 from fusion_core import s3_keys
 from fusion_core.db.pool import Connection, queries
+from fusion_http.problem_details import FieldError, ProblemError
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -14,7 +15,6 @@ from litestar.params import JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import PRESIGNED
 from fusion_api.idempotency import Once
-from fusion_api.problem_details import FieldError, ProblemError
 from fusion_api.services import Services
 
 ONE_PUT_BYTES = 5 * 2**30  # the most that S3 takes in one PUT

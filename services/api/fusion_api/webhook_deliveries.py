@@ -8,14 +8,14 @@ from uuid import UUID
 import msgspec
 from fusion_core.db import webhooks
 from fusion_core.db.pool import Connection, queries
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import ProblemError, not_found
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import ProblemError, not_found
 from fusion_api.services import Services
 from fusion_api.times import shown, shown_or_none
 from fusion_api.webhooks import webhook_key

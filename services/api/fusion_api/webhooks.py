@@ -9,14 +9,14 @@ from fusion_core.db import webhooks
 from fusion_core.db.pool import Connection, queries
 from fusion_core.webhook_targets import MAX_URL_LENGTH, RefusedTargetError
 from fusion_core.webhooks import EVENT_TYPES, SECRET_OVERLAP_S, EventType, endpoint_secret, shown_secret
+from fusion_http.paging import After, Limit, page
+from fusion_http.problem_details import FieldError, ProblemError, invalid, not_found
 from litestar import Request, Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
-from fusion_api.paging import After, Limit, page
-from fusion_api.problem_details import FieldError, ProblemError, invalid, not_found
 from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
 from fusion_api.times import shown, shown_or_none

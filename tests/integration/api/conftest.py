@@ -8,7 +8,6 @@ import httpx
 import msgspec
 import pytest
 from fusion_api.app import create_app
-from fusion_api.request_context import RequestContext
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
@@ -19,6 +18,7 @@ from fusion_core.problems import PROBLEMS
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
+from fusion_http.request_context import RequestContext
 
 from .documented import check_documented
 

@@ -5,8 +5,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fusion_api.problem_details import ProblemError
 from fusion_api.rate_limit import RateLimiter
+from fusion_http.problem_details import ProblemError
 
 
 async def until_limited(*limiters: RateLimiter) -> int:

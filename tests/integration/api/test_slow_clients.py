@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from fusion_api.request_context import RequestContext
 from fusion_core.storage import Storage
+from fusion_http.request_context import RequestContext
 
 from .api_process import Server
 

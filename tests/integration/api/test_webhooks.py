@@ -10,7 +10,6 @@ import httpx
 import msgspec
 import pytest
 from fusion_api.app import create_app
-from fusion_api.request_context import RequestContext
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.db import webhooks
@@ -18,6 +17,7 @@ from fusion_core.db.webhooks import Answer
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.webhooks import EVENT_TYPES, endpoint_secret, shown_secret
+from fusion_http.request_context import RequestContext
 
 KEY = "test-key-" * 4
 URL = "https://hooks.example.com/fusion"

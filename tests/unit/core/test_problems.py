@@ -9,7 +9,7 @@ from fusion_core import problems
 from fusion_core.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[3]
-LIBRARIES = [ROOT / "libs" / name for name in ("fusion_core", "fusion_data", "fusion_engine")]
+LIBRARIES = [ROOT / "libs" / name for name in ("fusion_core", "fusion_data", "fusion_engine", "fusion_http")]
 SOURCES = [path for folder in (*LIBRARIES, ROOT / "services") for path in sorted(folder.rglob("*.py"))]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from litestar import Request
 
-from fusion_api.problem_details import FieldError, ProblemError, invalid
+from fusion_http.problem_details import FieldError, ProblemError, invalid
 
 MAX_ERRORS = 100  # a body full of nonsense is not worth a megabyte of answer
 

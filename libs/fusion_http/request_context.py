@@ -10,8 +10,8 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from fusion_api.problem_details import MEDIA_TYPE, describe
-from fusion_api.slow_clients import read_within
+from fusion_http.problem_details import MEDIA_TYPE, describe
+from fusion_http.slow_clients import read_within
 
 log = structlog.get_logger()
 MOST_AT_ONCE = 2000  # in one process

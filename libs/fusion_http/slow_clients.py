@@ -13,7 +13,7 @@ import structlog
 from litestar.types import HTTPReceiveMessage, Receive
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fusion_api.problem_details import MEDIA_TYPE, ProblemError, describe
+from fusion_http.problem_details import MEDIA_TYPE, ProblemError, describe
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_UNREAD_BYTES = 8 * 2**20
