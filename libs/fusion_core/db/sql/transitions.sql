@@ -5,10 +5,11 @@
 -- new -> queued. No row: the account has used this idempotency key before, or the base is being sampled already.
 insert into jobs (
     account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id,
-    price_version, estimate, pool, requirements, priority, labels, description
+    price_version, estimate, reserved_microusd, pool, requirements, priority, labels, description
 ) values (
     :account_id, :type, :idempotency_key, :request_sha256, :spec_version, :spec, :base_model_id, :source_model_id,
-    :dataset_id, :price_version, :estimate, :pool, :requirements, :priority, :labels, :description
+    :dataset_id, :price_version, :estimate, estimate_total(:estimate), :pool, :requirements, :priority, :labels,
+    :description
 )
 on conflict do nothing
 returning *;
