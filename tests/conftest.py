@@ -10,6 +10,8 @@ from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_local.stack import Stack, create_database
 
+from tests.clock import create_clocked_database, create_clocked_template
+
 _numbers = itertools.count()
 
 
@@ -41,6 +43,20 @@ async def database_name(stack: Stack, _template: str) -> str:
 @pytest.fixture
 def database_url(stack: Stack, database_name: str) -> str:
     return stack.database_url(database_name)
+
+
+@pytest.fixture(scope="session")
+async def _clocked_template(stack: Stack) -> str:
+    await create_clocked_template(stack.database_url("postgres"), stack.database_url("clocked"), "clocked")
+    return "clocked"
+
+
+@pytest.fixture
+async def clocked_database_url(stack: Stack, _clocked_template: str) -> str:
+    """A fresh, migrated database whose time only the test moves, with `tests.clock.Clock`."""
+    name = f"test_{next(_numbers)}"
+    await create_clocked_database(stack.database_url("postgres"), name, _clocked_template)
+    return stack.database_url(name)
 
 
 @pytest.fixture

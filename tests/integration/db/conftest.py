@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +15,8 @@ from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams, IngestSpec, TrainSpec
 from fusion_core.money import DEFAULT_PRICES, estimate_train
 from fusion_core.trainer_protocol import FileEntry, Manifest
+
+from tests.clock import Clock
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,6 +36,7 @@ class World:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.clock = Clock(pool)
         self.claimer = Claimer(worker_id=uuid4(), pool="test")
 
     async def account(self) -> UUID:
@@ -117,11 +121,12 @@ class World:
 
     async def expire(self, job_id: UUID) -> None:
         """Let the lease's time pass."""
-        await self.pool.execute("update jobs set lease_expires_at = now() - interval '1 s' where id = $1", job_id)
+        expires_at = await self.pool.fetchval("select lease_expires_at from jobs where id = $1", job_id)
+        await self.clock.reach(expires_at + timedelta(seconds=1))
 
     async def be_due(self, job_id: UUID) -> None:
         """Let the wait before the next claim pass."""
-        await self.pool.execute("update jobs set not_before = now() where id = $1", job_id)
+        await self.clock.reach(await self.pool.fetchval("select not_before from jobs where id = $1", job_id))
 
     async def ledger(self, job_id: UUID) -> list[int]:
         records = await self.pool.fetch("select amount_microusd from ledger where job_id = $1", job_id)
@@ -149,16 +154,16 @@ class World:
 
 
 @pytest.fixture
-async def world(database_url: str) -> AsyncIterator[World]:
-    pool = await connect_pool(database_url, application_name="test", max_size=20)
+async def world(clocked_database_url: str) -> AsyncIterator[World]:
+    pool = await connect_pool(clocked_database_url, application_name="test", max_size=20)
     yield World(pool)
     await pool.close()
 
 
 @pytest.fixture
-def world_in_own_loop(database_url: str) -> Iterator[tuple[World, asyncio.Runner]]:
+def world_in_own_loop(clocked_database_url: str) -> Iterator[tuple[World, asyncio.Runner]]:
     """For synchronous drivers such as hypothesis: a world and the loop it lives in."""
     with asyncio.Runner() as runner:
-        pool = runner.run(connect_pool(database_url, application_name="test"))
+        pool = runner.run(connect_pool(clocked_database_url, application_name="test"))
         yield World(pool), runner
         runner.run(pool.close())
