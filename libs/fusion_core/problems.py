@@ -72,6 +72,7 @@ _ALL = (
         "disk_full", None, "The worker's disk is full", "Retried elsewhere; operators: enlarge the scratch volume."
     ),
     Problem("trainer_crashed", None, "The trainer died without an outcome", "It is retried from its last checkpoint."),
+    Problem("trainer_stalled", None, "The trainer hung", "It was killed and is retried from its last checkpoint."),
     Problem("cancelled", None, "The reading of the dataset was cancelled", "Upload the files again and register them."),
     Problem("inputs_unavailable", None, "The worker could not fetch its inputs", "It is retried; see the message."),
 )

@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from fusion_core.stack_dump import dump_stacks_on_signal
+
 from fusion_data.ingest import ingest
 from fusion_data.limits import LIMITS, MIB
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _ingest(run_dir: Path) -> None:
+    dump_stacks_on_signal()
     if not (run_dir / "run.json").is_file():
         sys.exit(f"fusion_data: {run_dir / 'run.json'} does not exist")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

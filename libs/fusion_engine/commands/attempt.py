@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fusion_core.parent_death import die_with_parent
+from fusion_core.stack_dump import dump_stacks_on_signal
 
 from fusion_engine.commands import Subparsers
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     die_with_parent()  # the launcher dies with its daemon, and we with the launcher
+    dump_stacks_on_signal()
 
     from fusion_engine.run import execute
 

@@ -14,6 +14,7 @@ from fusion_core.db import attempts, rehearsal_pools
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, NewModel, NewShard
 from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
+from fusion_core.stack_dump import innermost_frame
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Rejected, Stopped, write_control
 
@@ -23,6 +24,7 @@ from fusion_worker.input_cache import InputCache
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.staging import Stager, UploadRejectedError, output_name
+from fusion_worker.stall_watch import StallWatch, TrainerStalledError, data_bytes_of
 from fusion_worker.trainer_process import TrainerProcess
 from fusion_worker.uploads import CheckpointUploader, upload_folder, upload_verified
 
@@ -113,15 +115,25 @@ class AttemptRunner:
         if self._heartbeat.stop_reason is not None:  # asked to stop before there was a trainer to tell
             write_control(self._run_dir, self._heartbeat.stop_reason)
         self._trainer = await TrainerProcess.launch(run, self._run_dir, self._machine.settings)
-        await self._follow()
-        await self._finish()
+        try:
+            await self._follow(StallWatch(self._machine.settings.stall_s, data_bytes_of(run)))
+        except TrainerStalledError as error:
+            await self._stalled(error)
+        else:
+            await self._finish()
 
-    async def _follow(self) -> None:
-        """Until the trainer has ended and every event it wrote has been taken."""
+    async def _follow(self, watch: StallWatch) -> None:
+        """Until the trainer has ended, or should have, and every event it wrote has been taken.
+
+        Raises TrainerStalledError.
+        """
         assert self._trainer is not None
         ended = asyncio.create_task(self._trainer.wait())
         try:
-            await self._pump.run(ended)
+            await self._pump.run(ended, watch)
+            if not ended.done():
+                log.warning("trainer_did_not_leave")
+                await self._trainer.kill()
         finally:
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)
@@ -219,6 +231,20 @@ class AttemptRunner:
         last = full or tail.splitlines()
         message = last[-1][-500:] if last else f"the trainer ended with {self._trainer.returncode}"
         log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
+        await self._save_and_report(code, message)
+
+    async def _stalled(self, error: TrainerStalledError) -> None:
+        """Alive and getting nowhere: have it say where, and free the device."""
+        assert self._trainer is not None
+        await self._trainer.dump_stacks()
+        await self._trainer.kill()
+        tail = self._trainer.log_tail()
+        log.error("trainer_stalled", error=str(error), tail=tail)
+        place = innermost_frame(tail)
+        await self._save_and_report("trainer_stalled", f"{error}{f', at {place}' if place else ''}; it was killed")
+
+    async def _save_and_report(self, code: str, message: str) -> None:
+        """A crash, once the checkpoints that the trainer left behind are safe."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._machine.settings.drain_grace_s):
                 await self._uploader.drained()

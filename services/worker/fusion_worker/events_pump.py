@@ -25,6 +25,7 @@ from fusion_core.trainer_protocol import (
 
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
+from fusion_worker.stall_watch import StallWatch
 
 POLL_S = 0.1
 
@@ -49,22 +50,25 @@ class EventsPump:
         self.shards: list[ShardSaved] = []
         self.outcome: Outcome | None = None
 
-    async def run(self, trainer_ended: "asyncio.Task[int]") -> None:
-        """Follow until the trainer has ended and everything it wrote has been taken. Raises LeaseLostError.
+    async def run(self, trainer_ended: "asyncio.Task[int]", watch: StallWatch) -> None:
+        """Follow until the trainer has ended, or should have, and everything it wrote has been taken.
 
         Never cancelled for the trainer's end: what has been read but not appended would be lost.
+        Raises LeaseLostError and TrainerStalledError.
         """
         last = False
         while not last:
             last = trainer_ended.done()
-            await self.pump()
+            await self.pump(watch)
+            last = last or watch.look()
             await asyncio.wait({trainer_ended}, timeout=POLL_S)
 
-    async def pump(self) -> None:
+    async def pump(self, watch: StallWatch) -> None:
         """Take what has been written since the last call."""
         public: list[WorkerEvent] = []
         phase = None
         for number, event in self._reader.read():
+            watch.saw(event)
             if isinstance(event, CheckpointSaved):
                 await self._on_checkpoint(event)
             elif isinstance(event, ExportSaved):

@@ -28,6 +28,10 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """Cut off from Postgres for longer, the trainer is stopped at a checkpoint."""
     drain_grace_s: float = 120.0
     """From SIGTERM, a cancel or a stop until the job is given back at its last committed checkpoint, come what may."""
+    stall_s: float = 600.0
+    """A trainer that has reported steps and then nothing for this long, or for twenty times its slowest recent step, is
+    killed and its job tried again; outside of training it may be silent for twelve times as long, and longer with more
+    data."""
     checkpoint_every_s: float = 120.0
     """Checkpoints are due this long after the last, and at the end of each turn."""
     cache_bytes: int = 200 * 2**30

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import structlog
 from fusion_core.parent_death import die_with_parent
+from fusion_core.stack_dump import DUMP_SIGNAL
 from fusion_core.trainer_protocol import IngestRun, Run
 
 from fusion_worker.settings import WorkerSettings
@@ -17,6 +18,7 @@ from fusion_worker.settings import WorkerSettings
 log = structlog.get_logger()
 LOG_FILE = "trainer.log"
 KILL_DEADLINE_S = 30.0
+DUMP_S = 2.0
 TAIL_BYTES = 4000
 # What a trainer may inherit: no credentials, no addresses.
 _ALLOWED = (
@@ -111,6 +113,14 @@ class TrainerProcess:
         async with asyncio.timeout(KILL_DEADLINE_S):
             await self._process.wait()
 
+    async def dump_stacks(self) -> None:
+        """Have every process that can write what its threads are doing into the log; those that cannot stay silent."""
+        for process in _family(self._run_dir):
+            if _catches_dump_signal(process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(DUMP_SIGNAL)
+        await asyncio.sleep(DUMP_S)
+
     def log_tail(self) -> str:
         """The end of what the trainer printed, for people."""
         try:
@@ -125,6 +135,15 @@ def kill_strays(folder: Path) -> None:
 
     Finds trainers whose launcher is already dead, also after a crash of an earlier daemon.
     """
+    family = _family(folder)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(list(family), timeout=KILL_DEADLINE_S)
+
+
+def _family(folder: Path) -> set[psutil.Process]:
+    """Every process of a run at or below `folder`, and their descendants; never this one."""
     family: set[psutil.Process] = set()
     for process in psutil.process_iter(["cmdline", "environ"]):
         if _belongs(process, folder):
@@ -132,10 +151,18 @@ def kill_strays(folder: Path) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family.update(process.children(recursive=True))
     family.discard(psutil.Process())
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(list(family), timeout=KILL_DEADLINE_S)
+    return family
+
+
+def _catches_dump_signal(pid: int) -> bool:
+    """From the kernel's mask of caught signals (proc(5)): to a process without a handler the signal would be the end,
+    and with a launcher its trainer would be gone before it has spoken."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (DUMP_SIGNAL - 1) & 1)
 
 
 def _belongs(process: psutil.Process, folder: Path) -> bool:

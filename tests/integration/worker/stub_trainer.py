@@ -5,6 +5,8 @@ Of a sample job it makes a pool of one line. Else the first word of output_name 
     normal   every step at once, a checkpoint in the middle, an export
     sleep    a checkpoint in the middle, then waits to be asked to stop; resumed, it goes on as `normal`
     hang     like sleep, but deaf, and with a child in a session of its own
+    stall    hangs in the middle, before it has saved anything
+    linger   like normal, but does not leave when its work is done
     crash    ends in the middle without an outcome and without a checkpoint
     relapse  like crash, but only until a checkpoint has been resumed; saves one before it crashes
     full     finds the disk full
@@ -17,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from fusion_core.stack_dump import dump_stacks_on_signal
 from fusion_core.trainer_protocol import (
     MANIFEST_FILE,
     CheckpointSaved,
@@ -59,6 +62,10 @@ def save(folder: Path, contents: dict[str, bytes]) -> Manifest:
     write_atomic(building / MANIFEST_FILE, json.encode(manifest))
     building.rename(folder)
     return manifest
+
+
+def hang() -> None:
+    time.sleep(GIVE_UP_S)
 
 
 class StubTrainer:
@@ -114,13 +121,15 @@ class StubTrainer:
         self._events.emit(PhaseChanged(phase="training"))
 
     def _report_step(self) -> None:
-        point = Metrics(step=self._step, cycle=1, loss=1.0, lr=0.1, throughput=1.0, tokens_per_s=1.0, grad_norm=1.0)
+        point = Metrics(step=self._step, cycle=1, loss=1.0, lr=0.1, throughput=100.0, tokens_per_s=1.0, grad_norm=1.0)
         self._events.emit(point)
 
     def _pass_middle(self) -> bool:
         """False: the run ends here."""
         if self._mode == "crash":
             sys.exit("stub_trainer: crashed as asked")
+        if self._mode == "stall":
+            hang()
         self._checkpoint()
         if self._mode == "relapse":
             time.sleep(1)  # long enough for the checkpoint to be on its way
@@ -128,7 +137,7 @@ class StubTrainer:
         if self._mode == "hang":
             argv = [sys.executable, "-c", f"import time; time.sleep({GIVE_UP_S})"]
             subprocess.Popen(argv, start_new_session=True)
-            time.sleep(GIVE_UP_S)
+            hang()
         return self._mode != "sleep" or not self._stopped()
 
     def _stopped(self) -> bool:
@@ -167,7 +176,10 @@ class StubTrainer:
         used = [Path(path).name for path in self._run.pool_files]
         names = [self._run.base_name, self._run.dataset_name, self._run.output_name]
         self._events.emit(Finished(result={"steps": self._step, "names": names, "pool_files": used}))
+        if self._mode == "linger":
+            hang()
 
 
 if __name__ == "__main__":
+    dump_stacks_on_signal()
     StubTrainer(Path(sys.argv[1])).run()
