@@ -173,7 +173,7 @@ class QueuePlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A point from which a stopped job can go on; `status` is ok or lost."""
+    """A point from which a stopped job can go on; `status` is ok, lost or deleted."""
 
     id: str
     step: int

@@ -38,6 +38,7 @@ _ALL = (
     Problem("too_many_webhooks", 409, "The account has too many webhooks", "Delete one that you no longer need."),
     Problem("webhook_disabled", 409, "The webhook is disabled", "Enable it with PATCH /webhooks/{id} first."),
     Problem("webhooks_off", 409, "Webhooks are not set up here", "Ask the operator to set FUSION_WEBHOOK_KEY."),
+    Problem("history_gone", 410, "The job's events are no longer kept", "GET /jobs/{id} still shows how it ended."),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
     Problem("headers_too_large", 431, "The request's head is too large", "Send fewer or shorter headers."),
     Problem("rate_limited", 429, "Too many requests", "Wait as long as Retry-After says."),

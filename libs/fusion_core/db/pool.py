@@ -64,10 +64,12 @@ async def _leave_transaction(connection: Connection) -> None:
         await connection.reset()
 
 
-async def connect(url: str, *, application_name: str) -> OwnConnection:
-    """One connection outside any pool: for LISTEN, migrations and the operator's command."""
+async def connect(
+    url: str, *, application_name: str, statement_timeout_s: float = STATEMENT_TIMEOUT_S
+) -> OwnConnection:
+    """One connection outside any pool: for LISTEN, migrations, retention and the operator's command."""
     connection = await asyncpg.connect(
-        url, timeout=10, command_timeout=STATEMENT_TIMEOUT_S, server_settings={"application_name": application_name}
+        url, timeout=10, command_timeout=statement_timeout_s, server_settings={"application_name": application_name}
     )
     await prepare_connection(connection)
     return connection

@@ -68,3 +68,4 @@ class JobRow(JobHead, frozen=True, kw_only=True):
     result: dict[str, Any] | None
     gpu_seconds: float
     stopped_at: datetime | None
+    history_deleted_at: datetime | None

@@ -35,13 +35,14 @@ class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """`status` lost: its files cannot be read any more, and the job fell back to the one before it."""
+    """`status` lost: its files cannot be read any more, and the job fell back to the one before it; deleted: newer ones
+    have taken its place, or the job ended long ago."""
 
     id: UUID
     step: int
     turn_end: bool
     bytes: int
-    status: Literal["ok", "lost"]
+    status: Literal["ok", "lost", "deleted"]
     created_at: datetime
 
 

@@ -11,8 +11,9 @@ from uuid import UUID
 import msgspec
 import structlog
 from fusion_core.db import jobs
+from fusion_core.db.rows import JobRow
 from fusion_core.states import TERMINAL
-from fusion_http.problem_details import STORE_DOWN
+from fusion_http.problem_details import STORE_DOWN, ProblemError
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, QueryParameter
@@ -36,6 +37,7 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
     guards=[needs("read", "train")],
     summary="Events of a job, or their stream",
     answer=EVENTS,
+    problems=("history_gone",),
 )
 async def get_events(
     request: Request[Any, Any, Any],
@@ -47,7 +49,7 @@ async def get_events(
     last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=MAX_SEQ)] = None,
 ) -> Response[list[Event]] | Stream:
     """With `Accept: text/event-stream` a stream: the id of each message is the event's seq."""
-    await own_job(services, caller, job_id)
+    check_history(await own_job(services, caller, job_id))
     start = last_event_id if last_event_id is not None else after
     if "text/event-stream" in request.headers.get("accept", ""):
         return Stream(
@@ -58,6 +60,12 @@ async def get_events(
     async with services.pool.acquire() as connection:
         rows = await jobs.list_events(connection, job_id, after=start, limit=limit)
     return Response([show_event(row) for row in rows])
+
+
+def check_history(job: JobRow) -> None:
+    """Raises ProblemError where retention has taken the job's events and metrics."""
+    if job.history_deleted_at is not None:
+        raise ProblemError("history_gone", "the events and metrics of this job were kept for their time and are gone")
 
 
 async def _stream(

@@ -15,6 +15,7 @@ from litestar.params import FromPath, QueryParameter
 
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import METRICS, RESULT
+from fusion_api.job_events import check_history
 from fusion_api.jobs import own_job
 from fusion_api.services import Services
 
@@ -112,7 +113,13 @@ class JobResult(TypedDict):
     contraction_plan: NotRequired[ContractionPlan]
 
 
-@get("/jobs/{job_id:uuid}/metrics", guards=[needs("read", "train")], summary="Metrics of a job", answer=METRICS)
+@get(
+    "/jobs/{job_id:uuid}/metrics",
+    guards=[needs("read", "train")],
+    summary="Metrics of a job",
+    answer=METRICS,
+    problems=("history_gone",),
+)
 async def get_metrics(
     job_id: FromPath[UUID],
     services: NamedDependency[Services],
@@ -121,7 +128,7 @@ async def get_metrics(
     points: Points = None,
 ) -> MetricsPage:
     """Without `points` every point as it was reported, the first 10,000 after `since_step`."""
-    await own_job(services, caller, job_id)
+    check_history(await own_job(services, caller, job_id))
     async with services.pool.acquire() as connection:
         if points is None:
             found = await jobs.list_metrics(connection, job_id, since_step=since_step, limit=METRICS_PER_PAGE)

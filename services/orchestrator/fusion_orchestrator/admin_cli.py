@@ -16,24 +16,28 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fusion_core import logs
 from fusion_core.api_keys import SCOPES
 from fusion_core.db import migrate as migrations
-from fusion_core.db.pool import POSTGRES_AWAY, Pool, connect_pool
-from fusion_core.settings import CommonSettings, SettingsError, load
+from fusion_core.db.account_deletion import Contents, UnknownAccountError, close_account, read_contents
+from fusion_core.db.pool import POSTGRES_AWAY, OwnConnection, Pool, connect, connect_pool, queries
+from fusion_core.settings import CommonSettings, SettingsError, SettingsT, load
 from fusion_core.storage import Storage
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from fusion_orchestrator import accounts as account_rows
+from fusion_orchestrator import retention
 from fusion_orchestrator.base_model_import import Imported, Progress, import_base_model
 from fusion_orchestrator.model_folder import BaseModelRejectedError, ModelFolder, verify_model_folder
 from fusion_orchestrator.prune import Pruner, PruneReport
 from fusion_orchestrator.rehearsal import RehearsalError, check_rehearsal
+from fusion_orchestrator.settings import RetentionSettings
 
 T = TypeVar("T")
 
 _EXPECTED_ERRORS = (
     SettingsError,
     account_rows.AccountError,
+    UnknownAccountError,
     migrations.MigrationChangedError,
     *POSTGRES_AWAY,
     asyncpg.PostgresError,
@@ -58,6 +62,8 @@ keys = typer.Typer(no_args_is_help=True, help="API keys, with which an account c
 app.add_typer(base_models, name="base-models")
 app.add_typer(accounts, name="accounts")
 app.add_typer(keys, name="keys")
+models = typer.Typer(no_args_is_help=True, help="Models that customers have made.")
+app.add_typer(models, name="models")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -89,6 +95,23 @@ def create_account(
     """
     account_id = _run(account_rows.create_account(_settings().database_url, name))
     out.print(str(account_id))
+
+
+@accounts.command("delete")
+def delete_account(
+    account: Annotated[UUID, typer.Argument(help="The account's id.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the audit log.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be deleted.")] = False,
+) -> None:
+    """Delete an account with everything it has. This cannot be undone.
+
+    At once its keys stop working, its webhooks are gone and its jobs are cancelled. The orchestrator deletes its rows
+    within an hour after its last job has ended, and its objects a day later. A line a job stays: ids and amounts.
+    """
+    contents = _run(_delete_account(_settings(), account, reason, dry_run=dry_run))
+    for field, number in msgspec.structs.asdict(contents).items():
+        out.print(f"{field.replace('_', ' '):20} {number}")
+    err.print("nothing was changed" if dry_run else "the account is closed; retention deletes its rows")
 
 
 @keys.command("create")
@@ -164,6 +187,60 @@ def prune(
         out.print(f"{field.replace('_', ' '):20} {count}")
 
 
+@app.command(name="retention")
+def retain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be taken away.")] = False,
+) -> None:
+    """Take away what is older than its period: superseded checkpoints, old events, expired models and uploads.
+
+    The orchestrator does this every hour by itself, with the periods of its own settings; here they come from the same
+    FUSION_* variables. The objects that nothing names afterwards go with `prune`.
+    """
+    settings = _settings(RetentionSettings)
+    due = _run(_retain(settings, dry_run=dry_run))
+    periods = {rule.name: rule.period for rule in retention.rules(settings)}
+    for name, rows in due.items():
+        out.print(f"{name:28} {rows:>9}  {periods.get(name, 'when their last job has ended')}")
+
+
+@models.command("restore")
+def restore_model(
+    model: Annotated[UUID, typer.Argument(help="The id of a model that its customer has deleted.")],
+) -> None:
+    """Undo the deletion of a model, within FUSION_DELETED_MODEL_DAYS of it."""
+    settings = _settings(RetentionSettings)
+    row = _run(_restore(settings, model))
+    if row is None:
+        _fail(f"{model} was not deleted in the last {settings.deleted_model_days} days; its files may be gone")
+    out.print(f"{row['name']} v{row['version']} is back")
+
+
+async def _delete_account(settings: CommonSettings, account: UUID, reason: str, *, dry_run: bool) -> Contents:
+    async with _connection(settings) as conn:
+        if dry_run:
+            return await read_contents(conn, account)
+        return await close_account(conn, account, "fusion-admin", reason)
+
+
+async def _retain(settings: RetentionSettings, *, dry_run: bool) -> dict[str, int]:
+    async with _connection(settings) as conn:
+        return await (retention.count if dry_run else retention.enforce)(conn, settings)
+
+
+async def _restore(settings: RetentionSettings, model: UUID) -> Any:
+    async with _connection(settings) as conn:
+        return await queries.restore_model(conn, model_id=model, days=settings.deleted_model_days)
+
+
+@asynccontextmanager
+async def _connection(settings: CommonSettings) -> AsyncIterator[OwnConnection]:
+    connection = await connect(settings.database_url, application_name="fusion-admin", statement_timeout_s=600)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def _import(
     settings: CommonSettings,
     folder: ModelFolder,
@@ -206,9 +283,9 @@ def _progress() -> Iterator[Progress]:
         yield show
 
 
-def _settings() -> CommonSettings:
+def _settings(kind: type[SettingsT] = CommonSettings) -> SettingsT:  # type: ignore[assignment]
     try:
-        return load(CommonSettings)
+        return load(kind)
     except SettingsError as error:
         _fail(str(error))
 

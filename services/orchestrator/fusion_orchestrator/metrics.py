@@ -30,6 +30,9 @@ class Metrics:
         self.reclaims = self._counter("fusion_reclaims", "Expired leases taken back")
         self.expired_stops = self._counter("fusion_expired_stops", "Stopped jobs cancelled for their age")
         self.pruned = self._counter("fusion_pruned_objects", "Objects deleted because no row names them", ["kind"])
+        self.retained_no_longer = self._counter(
+            "fusion_retention_rows", "Rows taken away because their period is over", ["rule"]
+        )
         self.loop_errors = self._counter("fusion_loop_errors", "Passes of a loop that ended in an error", ["loop"])
         self.sweep_seconds = Histogram("fusion_sweep_duration_seconds", "One reclaim sweep", registry=self.registry)
 

@@ -18,6 +18,7 @@ from fusion_core.storage import ListedObject, Storage
 from fusion_orchestrator.base_model_import import IMPORTING
 
 DEFAULT_MIN_AGE = timedelta(days=1)
+DEFAULT_MODEL_DAYS = 7  # for which the files of a deleted model are kept
 
 log = structlog.get_logger()
 
@@ -28,7 +29,6 @@ class PruneReport(msgspec.Struct):
     attempt_objects: int = 0
     upload_objects: int = 0
     base_model_objects: int = 0
-    upload_rows: int = 0
     multipart_uploads: int = 0
     unknown: int = 0
 
@@ -37,12 +37,19 @@ class Pruner:
     """One pass over a bucket. Several may run at once: deleting twice is harmless."""
 
     def __init__(
-        self, pool: Pool, storage: Storage, *, min_age: timedelta = DEFAULT_MIN_AGE, dry_run: bool = False
+        self,
+        pool: Pool,
+        storage: Storage,
+        *,
+        min_age: timedelta = DEFAULT_MIN_AGE,
+        model_days: int = DEFAULT_MODEL_DAYS,
+        dry_run: bool = False,
     ) -> None:
         self._pool = pool
         self._storage = storage
         self._min_age = min_age
         self._before = datetime.now(UTC) - min_age
+        self._model_days = model_days
         self._dry_run = dry_run
         self.report = PruneReport()
 
@@ -66,7 +73,7 @@ class Pruner:
                 await self._attempt(*attempt, old)
 
     async def _attempt(self, job_id: UUID, attempt_id: UUID, keys: list[str]) -> None:
-        row = await queries.attempt_names(self._pool, job_id=job_id, attempt_id=attempt_id)
+        row = await queries.attempt_names(self._pool, job_id=job_id, attempt_id=attempt_id, model_days=self._model_days)
         if row is None:
             self.report.unknown += len(keys)
         elif not row["live"]:
@@ -75,9 +82,6 @@ class Pruner:
 
     async def _uploads(self) -> None:
         """tmp/<account>/<upload>/<filename>: uploads whose time is over or whose dataset has been read."""
-        if not self._dry_run:
-            gone = [row async for row in queries.delete_expired_uploads(self._pool, limit=10_000)]
-            self.report.upload_rows = len(gone)
         async for folder, objects in grouped(self._storage.list_prefix("tmp/"), depth=3):
             upload_id = parse_uuid(folder.split("/")[-1])
             old = [item.key for item in objects if item.modified_at < self._before]

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
-from fusion_core.db.pool import Pool, connect_pool, queries
+from fusion_core.db.pool import Pool, connect, connect_pool, queries
 from fusion_core.storage import Storage
 
+from fusion_orchestrator import retention
 from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.prune import Pruner
@@ -19,6 +20,8 @@ from fusion_orchestrator.webhooks.loops import Webhooks
 
 _PASS_DEADLINE_S = 60.0
 _PRUNE_DEADLINE_S = 6 * 3600.0
+_RETAIN_DEADLINE_S = 3600.0
+_DEADLINES_S = {"prune": _PRUNE_DEADLINE_S, "retention": _RETAIN_DEADLINE_S}
 _EXPIRE_EVERY_S = 60.0
 _IDEMPOTENCY_KEY_HOURS = 48
 
@@ -46,6 +49,9 @@ class Service:
             "webhooks": self._forever("webhooks", self._webhooks.dispatch, self._webhooks.wait),
             "webhook_tasks": self._webhooks.run_tasks(),
             "expire": self._forever("expire", self._expire, self._pause(_EXPIRE_EVERY_S)),
+            "retention": self._forever(
+                "retention", self._retain, self._pause(self.settings.retention_every_s), wait_first=True
+            ),
             "prune": self._forever("prune", self._prune, self._pause(self.settings.prune_every_s), wait_first=True),
         }
         self.tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -70,14 +76,27 @@ class Service:
 
     async def _expire(self) -> None:
         await expire_stopped(self.pool, self.metrics)
-        async for model in queries.delete_expired_models(self.pool, limit=1000):
-            log.info("model_expired", model_id=str(model["id"]))
         await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
         await self._webhooks.forget_old()
 
+    async def _retain(self) -> None:
+        connection = await connect(
+            self.settings.database_url, application_name="fusion-retention", statement_timeout_s=_RETAIN_DEADLINE_S
+        )
+        try:
+            for rule, rows in (await retention.enforce(connection, self.settings)).items():
+                self.metrics.retained_no_longer.labels(rule).inc(rows)
+        finally:
+            connection.terminate()
+
     async def _prune(self) -> None:
         async with asyncio.timeout(_PRUNE_DEADLINE_S), Storage(self.settings) as storage:
-            pruner = Pruner(self.pool, storage, min_age=timedelta(seconds=self.settings.prune_min_age_s))
+            pruner = Pruner(
+                self.pool,
+                storage,
+                min_age=timedelta(seconds=self.settings.prune_min_age_s),
+                model_days=self.settings.deleted_model_days,
+            )
             report = await pruner.run()
         for kind in ("attempt", "upload", "base_model"):
             self.metrics.pruned.labels(kind).inc(getattr(report, f"{kind}_objects"))
@@ -99,7 +118,7 @@ class Service:
             await wait()
         while True:
             try:
-                async with asyncio.timeout(_PRUNE_DEADLINE_S if name == "prune" else _PASS_DEADLINE_S):
+                async with asyncio.timeout(_DEADLINES_S.get(name, _PASS_DEADLINE_S)):
                     await one_pass()
             except DATABASE_AWAY as error:
                 self.metrics.loop_errors.labels(name).inc()

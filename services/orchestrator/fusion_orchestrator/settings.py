@@ -5,7 +5,22 @@ from fusion_core.webhook_targets import TargetPolicy
 from fusion_core.webhooks import check_key
 
 
-class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
+class RetentionSettings(CommonSettings, frozen=True, kw_only=True):
+    """What is kept and for how long; `fusion-admin` needs no more than this."""
+
+    keep_checkpoints: int = 3
+    """A job that may go on keeps this many of its newest checkpoints, and each turn's end."""
+    superseded_checkpoint_h: int = 1
+    """The others go when they are this old."""
+    ended_checkpoint_days: int = 30
+    """All checkpoints of a job go this long after it has ended."""
+    history_days: int = 365
+    """Events and metrics of a job go this long after it has ended."""
+    deleted_model_days: int = 7
+    """The files of a deleted model are kept this long, and it can be restored."""
+
+
+class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     """Read once from `FUSION_*`. Times are in seconds."""
 
     redis_url: str
@@ -28,6 +43,8 @@ class OrchestratorSettings(CommonSettings, frozen=True, kw_only=True):
     """How often storage is pruned."""
     prune_min_age_s: float = 86_400.0
     """Objects that no row names are kept this long."""
+    retention_every_s: float = 3600.0
+    """How often what is older than its period is taken away."""
     webhook_key: str | None = None
     """Webhook secrets are derived from it; the api must have the same. Unset: webhooks are off."""
     webhook_allow_http: bool = False

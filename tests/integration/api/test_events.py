@@ -9,6 +9,7 @@ import pytest
 from fusion_api import event_hub, job_events
 from fusion_core.db import attempts
 from fusion_core.db.attempts import WorkerEvent
+from fusion_core.db.pool import queries
 
 Problem = Callable[[httpx.Response, str], Any]
 STREAM = {"Accept": "text/event-stream"}
@@ -147,3 +148,17 @@ async def test_an_event_that_comes_while_a_stream_looks_is_not_missed(
     await looked.wait()
     await customer.send("POST", f"/api/jobs/{job_id}/cancel")
     assert "event: cancelled\n" in (await asyncio.wait_for(stream, 10)).text, "the next keepalive is 15 s away"
+
+
+async def test_events_and_metrics_that_are_no_longer_kept_say_so(
+    customer: Any, base_model_id: str, problem: Problem
+) -> None:
+    job_id = await customer.submit(base_model_id)
+    await customer.complete(await customer.claim(job_id))
+    await queries.delete_outbox_of_jobs(customer.pool, job_ids=[job_id])
+    await queries.delete_histories(customer.pool, job_ids=[job_id])
+    for asked in ("events", "events?after=1", "metrics"):
+        problem(await customer.send("GET", f"/api/jobs/{job_id}/{asked}"), "history_gone")
+    stream = await customer.send("GET", f"/api/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": "1"})
+    problem(stream, "history_gone")
+    assert (await customer.send("GET", f"/api/jobs/{job_id}")).json()["status"] == "completed"

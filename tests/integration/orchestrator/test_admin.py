@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from fusion_core.db.pool import queries
@@ -145,3 +146,24 @@ async def test_bad_settings_are_all_named(tmp_path: Path) -> None:
     assert process.returncode == 1
     for name in ("FUSION_DATABASE_URL", "FUSION_S3_ENDPOINT", "FUSION_S3_ACCESS_KEY", "FUSION_S3_SECRET_KEY"):
         assert name in err.decode()
+
+
+async def test_an_account_is_deleted_with_a_reason_and_a_dry_run_changes_nothing(admin: Admin, world: Any) -> None:
+    await world.queue_job()
+    account = str(await world.account())
+    counted = await admin("accounts", "delete", account, "--reason", "no longer a customer", "--dry-run")
+    assert counted[0] == 0, counted
+    assert "open jobs            1" in counted[1]
+    assert await world.count("select count(*) from accounts where deleted_at is not null") == 0
+    assert await admin("accounts", "delete", account, "--reason", "no longer a customer") == (0, counted[1], ANY)
+    assert await world.count("select count(*) from audit_log where reason = 'no longer a customer'") == 1
+    for again in range(2):
+        code, shown, _ = await admin("retention")
+        assert (code, f"closed accounts                      {1 - again}" in shown) == (0, True), shown
+    code, _, err = await admin("accounts", "delete", account, "--reason", "x")
+    assert (code, "there is no account" in err) == (1, True)
+
+
+async def test_a_model_that_is_not_deleted_cannot_be_restored(admin: Admin, world: Any) -> None:
+    code, _, err = await admin("models", "restore", str(await world.account()))
+    assert (code, "was not deleted in the last 7 days" in err) == (1, True)

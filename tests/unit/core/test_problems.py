@@ -42,4 +42,4 @@ def test_no_code_is_registered_twice() -> None:
 def test_every_problem_has_a_title_and_says_what_to_do() -> None:
     assert [one.code for one in PROBLEMS.values() if not one.title or not one.advice.endswith(".")] == []
     statuses = {one.status for one in PROBLEMS.values()}
-    assert statuses == {400, 401, 402, 403, 404, 405, 408, 409, 413, 422, 429, 431, 500, 503, None}
+    assert statuses == {400, 401, 402, 403, 404, 405, 408, 409, 410, 413, 422, 429, 431, 500, 503, None}

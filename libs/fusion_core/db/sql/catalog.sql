@@ -152,8 +152,8 @@ select * from models where account_id = :account_id and id = :model_id and statu
 select exists (select from jobs where source_model_id = :model_id and state in ('queued', 'running', 'stopped'));
 
 -- name: delete_model(model_id)!
--- Its files are no longer named and will be pruned; the row stays for the lineage of others.
-update models set status = 'deleted' where id = :model_id;
+-- Its files are pruned after a while; the row stays for the lineage of others.
+update models set status = 'deleted', deleted_at = now() where id = :model_id;
 
 -- name: rename_model(name, model_id)!
 -- Under the lock of the new name: a name repeats as the next version of it.
@@ -163,15 +163,6 @@ where id = :model_id and name <> :name;
 
 -- name: keep_model_until(expires_at, model_id)!
 update models set expires_at = :expires_at where id = :model_id;
-
--- name: delete_expired_models(limit)
-update models set status = 'deleted' where id in (
-    select m.id from models m
-    where m.status = 'ready' and m.expires_at < now()
-        and not exists (select from jobs j where j.source_model_id = m.id and j.state in ('queued', 'running', 'stopped'))
-    order by m.expires_at limit :limit for update skip locked
-)
-returning id;
 
 -- name: lineage_of_model(account_id, model_id)
 -- From the model up to the catalog: each model with the job that made it and what that job read.
