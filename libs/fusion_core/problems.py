@@ -18,6 +18,8 @@ _ALL = (
     Problem(
         "spend_limit_reached", 402, "The account's spend limit is reached", "Raise it with PATCH /account, or wait."
     ),
+    Problem("operator_unauthorized", 401, "No valid operator token", "Send 'Authorization: Bearer fusion_ops_...'."),
+    Problem("forbidden_role", 403, "The token's role may not do this", "Use an operator token with the role named."),
     Problem("forbidden_scope", 403, "The API key lacks a scope", "Use a key with the scope that the answer names."),
     Problem("not_found", 404, "No such object", "Check the id; other accounts' objects look the same as absent ones."),
     Problem("result_not_ready", 404, "The result does not exist yet", "Wait until the job is completed."),
@@ -37,6 +39,8 @@ _ALL = (
     ),
     Problem("too_many_webhooks", 409, "The account has too many webhooks", "Delete one that you no longer need."),
     Problem("webhook_disabled", 409, "The webhook is disabled", "Enable it with PATCH /webhooks/{id} first."),
+    Problem("job_ended", 409, "The job has ended", "Nothing changes a job that has ended."),
+    Problem("lease_alive", 409, "The job's lease has not expired", "Wait until it has, or send force."),
     Problem("webhooks_off", 409, "Webhooks are not set up here", "Ask the operator to set FUSION_WEBHOOK_KEY."),
     Problem("history_gone", 410, "The job's events are no longer kept", "GET /jobs/{id} still shows how it ended."),
     Problem("payload_too_large", 413, "The body is too large", "Data goes to presigned URLs, not through the API."),
@@ -74,6 +78,7 @@ _ALL = (
     ),
     Problem("trainer_crashed", None, "The trainer died without an outcome", "It is retried from its last checkpoint."),
     Problem("trainer_stalled", None, "The trainer hung", "It was killed and is retried from its last checkpoint."),
+    Problem("failed_by_operator", None, "The operator ended the job", "The message says why; ask the operator."),
     Problem("cancelled", None, "The reading of the dataset was cancelled", "Upload the files again and register them."),
     Problem("inputs_unavailable", None, "The worker could not fetch its inputs", "It is retried; see the message."),
 )

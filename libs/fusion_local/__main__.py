@@ -44,6 +44,7 @@ def up(root: Root = Path(".fusion")) -> None:
             ("API", f"{access.url}/api"),
             ("docs", f"{access.url}/api/docs"),
             ("API key", shown),
+            ("admin", f"{access.admin_url}/admin  (operator token in {root}/operator.env)"),
             ("data", str(fusion.root)),
         ):
             console.print(f"  {name:<9} {value}", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import httpx
+from fusion_core import operator_tokens
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db.migrate import migrate
 from fusion_core.db.pool import Connection, connect, queries
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from fusion_local.processes import ENDING_SIGNALS, base_environment, kill_leftovers, wait_until
 from fusion_local.run_lock import RunLock
-from fusion_local.stack import HOST, Stack, free_port, write_private
+from fusion_local.stack import HOST, Stack, free_port, free_ports, write_private
 
 TRAINING_POOL, INGEST_POOL = "local", "cpu"
 TRAINER, READER = "worker-training", "worker-cpu"
@@ -29,11 +31,12 @@ CHECKPOINT_EVERY_S = 10
 
 
 class Access(NamedTuple):
-    """How a customer reaches the local API."""
+    """How a customer reaches the local API, and the person on call the admin endpoints."""
 
     url: str
     key: str
     is_new: bool
+    admin_url: str
 
 
 class LocalFusion:
@@ -87,14 +90,14 @@ class LocalFusion:
             self._service("api", "fusion_api", {"port": port, "training_pool": TRAINING_POOL} | webhooks)
             self._wait_for("the api", f"{url}/ready")
         with self._step("orchestrator"):
-            admin = free_port()
-            self._service("orchestrator", "fusion_orchestrator", {"port": admin} | webhooks)
-            self._wait_for("the orchestrator", f"http://{HOST}:{admin}/ready")
+            health, admin = free_ports(2)
+            self._service("orchestrator", "fusion_orchestrator", {"port": health, "admin_port": admin} | webhooks)
+            self._wait_for("the orchestrator", f"http://{HOST}:{health}/ready")
         with self._step("one training slot and one CPU slot"):
             self.start_worker(TRAINER, TRAINING_POOL)
             self.start_worker(READER, INGEST_POOL)
-        with self._step("account and API key"):
-            self.access = self._access(url)
+        with self._step("account, API key and operator token"):
+            self.access = self._access(url, f"http://{HOST}:{admin}")
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -136,16 +139,25 @@ class LocalFusion:
 
         wait_until(ready, what, self.stack.processes)
 
-    def _access(self, url: str) -> Access:
+    def _access(self, url: str, admin_url: str) -> Access:
         """The key of an earlier run if it still works, else a new one, written to `.fusion/env` for its owner alone."""
         env_file = self.root / "env"
-        key = _saved_key(env_file)
-        if key is not None and _works(url, key):
+        key = _saved(env_file, "FUSION_API_KEY")
+        if key is not None and _works(f"{url}/api/keys?limit=1", key):
             is_new = False
         else:
             key, is_new = asyncio.run(_create_key(self.stack.database_url(), self.root / "account")), True
         write_private(env_file, f"export FUSION_API_URL={url}\nexport FUSION_API_KEY={key}\n".encode())
-        return Access(url, key, is_new)
+        self._let_operator_in(admin_url)
+        return Access(url, key, is_new, admin_url)
+
+    def _let_operator_in(self, admin_url: str) -> None:
+        """An operator token in `.fusion/operator.env`, for its owner alone; that of the last run if it still works."""
+        env_file = self.root / "operator.env"
+        token = _saved(env_file, "FUSION_OPERATOR_TOKEN")
+        if token is None or not _works(f"{admin_url}/admin/audit?limit=1", token):
+            token = asyncio.run(_create_operator_token(self.stack.database_url()))
+        write_private(env_file, f"export FUSION_ADMIN_URL={admin_url}\nexport FUSION_OPERATOR_TOKEN={token}\n".encode())
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -174,15 +186,15 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _saved_key(env_file: Path) -> str | None:
+def _saved(env_file: Path, name: str) -> str | None:
     if not env_file.exists():
         return None
-    lines = [line for line in env_file.read_text().splitlines() if "FUSION_API_KEY=" in line]
+    lines = [line for line in env_file.read_text().splitlines() if f"{name}=" in line]
     return lines[0].split("=", 1)[1] if lines else None
 
 
-def _works(url: str, key: str) -> bool:
-    answer = httpx.get(f"{url}/api/keys?limit=1", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+def _works(url: str, secret: str) -> bool:
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {secret}"}, timeout=10)
     return answer.status_code == 200
 
 
@@ -199,6 +211,22 @@ async def _create_key(database_url: str, account_file: Path) -> str:
             secret_sha256=secret_sha256(secret),
             scopes=list(SCOPES),
             expires_at=None,
+        )
+    finally:
+        await connection.close()
+    return secret
+
+
+async def _create_operator_token(database_url: str) -> str:
+    secret = operator_tokens.new_secret()
+    connection = await connect(database_url, application_name="fusion-local")
+    try:
+        await queries.insert_operator_token(
+            connection,
+            name=f"make up {secrets.token_hex(4)}",
+            role="operator",
+            prefix=visible_prefix(secret),
+            secret_sha256=secret_sha256(secret),
         )
     finally:
         await connection.close()

@@ -114,6 +114,7 @@ class Stack:
     def environment(self, database: str = "fusion", bucket: str = "fusion") -> dict[str, str]:
         """The FUSION_* variables that any service or operator's command needs."""
         common = msgspec.structs.asdict(self.settings(database, bucket)) | {"redis_url": self.redis_url}
+        common["admin_port"] = 0  # several orchestrators may share this machine
         return {f"FUSION_{name.upper()}": str(value) for name, value in common.items() if value is not None}
 
     # -- life --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import structlog
 from litestar import Litestar, Response, get
 from litestar.datastructures import State
 
+from fusion_orchestrator.admin.server import serving_admin
 from fusion_orchestrator.doorbell import DATABASE_AWAY
 from fusion_orchestrator.service import Service, running
 from fusion_orchestrator.settings import OrchestratorSettings
@@ -60,7 +61,7 @@ def create_app(settings: OrchestratorSettings) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with running(settings) as service:
+        async with running(settings) as service, serving_admin(service):
             app.state.service = service
             log.info("started", host=settings.host, port=settings.port)
             yield

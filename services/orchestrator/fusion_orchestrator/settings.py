@@ -29,6 +29,10 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     """The address to listen on."""
     port: int = 8001
     """Where /health, /ready and /metrics answer."""
+    admin_host: str = "127.0.0.1"
+    """The address that the admin endpoints listen on: of the network of the people on call, not of customers."""
+    admin_port: int = 8002
+    """Where the admin endpoints answer; 0: any free port, which the log names."""
     lease_ttl_s: float = 20.0
     """How long a lease lives without a heartbeat; workers must have the same."""
     sweep_s: float = 2.0

@@ -97,6 +97,16 @@ def access(root: Path) -> dict[str, str]:
     return dict(re.findall(r"export (\w+)=(.+)", (root / "env").read_text()))
 
 
+def operator_access(root: Path) -> dict[str, str]:
+    return dict(re.findall(r"export (\w+)=(.+)", (root / "operator.env").read_text()))
+
+
+def admin_answers(root: Path) -> int:
+    found = operator_access(root)
+    headers = {"Authorization": f"Bearer {found['FUSION_OPERATOR_TOKEN']}"}
+    return httpx.get(f"{found['FUSION_ADMIN_URL']}/admin/audit", headers=headers, timeout=10).status_code
+
+
 def base_models(root: Path) -> int:
     found = access(root)
     headers = {"Authorization": f"Bearer {found['FUSION_API_KEY']}"}
@@ -118,8 +128,11 @@ def test_up_serves_and_ctrl_c_leaves_nothing(root: Path, start: Callable[[], Up]
     assert len(of_folder(root)) >= 8, "the three stores, two services, two workers and the command"
     key = access(root)["FUSION_API_KEY"]
     assert key in up.output()
+    assert f"{operator_access(root)['FUSION_ADMIN_URL']}/admin" in up.output()
+    assert operator_access(root)["FUSION_OPERATOR_TOKEN"] not in up.output()
+    assert admin_answers(root) == 200
     assert base_models(root) == 200
-    private = [root / "env", root / "secrets.json", root / "account"]
+    private = [root / "env", root / "secrets.json", root / "account", root / "operator.env"]
     assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
     assert key.encode() not in (root / "logs" / "api.log").read_bytes()
 

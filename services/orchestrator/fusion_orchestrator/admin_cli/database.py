@@ -1,0 +1,14 @@
+"""fusion-admin migrate."""
+
+from fusion_core.db import migrate as migrations
+
+from fusion_orchestrator.admin_cli.running import out, run, settings
+
+
+def migrate() -> None:
+    """Bring the database schema up to date.
+
+    Safe to repeat, and safe to run from several machines at once: one of them works, the others wait.
+    """
+    applied = run(migrations.migrate(settings().database_url))
+    out.print(f"applied: {', '.join(applied)}" if applied else "the schema is up to date")

@@ -1,0 +1,73 @@
+"""fusion-admin prune, retention and models: what is kept, and for how long."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+import typer
+from fusion_core.db.pool import queries
+from fusion_core.settings import CommonSettings
+
+from fusion_orchestrator import retention
+from fusion_orchestrator.admin_cli.running import connected, fail, out, run, settings, stores
+from fusion_orchestrator.prune import Pruner, PruneReport
+from fusion_orchestrator.settings import RetentionSettings
+
+models = typer.Typer(no_args_is_help=True, help="Models that customers have made.")
+
+
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    min_age_hours: Annotated[float, typer.Option(min=1, help="Younger objects are kept.")] = 24,
+) -> None:
+    """Delete objects that no row names: what dead attempts, broken imports and expired uploads left behind.
+
+    The orchestrator does this every hour by itself. Objects that belong to a job which this database does not know
+    are never touched, and counted as unknown.
+    """
+    report = run(_prune(settings(), timedelta(hours=min_age_hours), dry_run))
+    for field, count in msgspec.structs.asdict(report).items():
+        out.print(f"{field.replace('_', ' '):20} {count}")
+
+
+def retain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be taken away.")] = False,
+) -> None:
+    """Take away what is older than its period: superseded checkpoints, old events, expired models and uploads.
+
+    The orchestrator does this every hour by itself, with the periods of its own settings; here they come from the same
+    FUSION_* variables. The objects that nothing names afterwards go with `prune`.
+    """
+    periods_of = settings(RetentionSettings)
+    due = run(_retain(periods_of, dry_run=dry_run))
+    periods = {rule.name: rule.period for rule in retention.rules(periods_of)}
+    for name, rows in due.items():
+        out.print(f"{name:28} {rows:>9}  {periods.get(name, 'when their last job has ended')}")
+
+
+@models.command("restore")
+def restore_model(
+    model: Annotated[UUID, typer.Argument(help="The id of a model that its customer has deleted.")],
+) -> None:
+    """Undo the deletion of a model, within FUSION_DELETED_MODEL_DAYS of it."""
+    periods = settings(RetentionSettings)
+    row = run(_restore(periods, model))
+    if row is None:
+        fail(f"{model} was not deleted in the last {periods.deleted_model_days} days; its files may be gone")
+    out.print(f"{row['name']} v{row['version']} is back")
+
+
+async def _retain(periods: RetentionSettings, *, dry_run: bool) -> dict[str, int]:
+    async with connected(periods) as conn:
+        return await (retention.count if dry_run else retention.enforce)(conn, periods)
+
+
+async def _restore(periods: RetentionSettings, model: UUID) -> Any:
+    async with connected(periods) as conn:
+        return await queries.restore_model(conn, model_id=model, days=periods.deleted_model_days)
+
+
+async def _prune(common: CommonSettings, min_age: timedelta, dry_run: bool) -> PruneReport:
+    async with stores(common) as (pool, storage):
+        return await Pruner(pool, storage, min_age=min_age, dry_run=dry_run).run()
