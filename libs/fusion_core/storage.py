@@ -1,6 +1,7 @@
 """S3: every object Fusion keeps. Bytes are verified by our own hashes; nothing relies on conditional writes."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -17,6 +18,10 @@ from fusion_core.trainer_protocol import FileEntry
 CHUNK_BYTES = 4 * 1024 * 1024
 FILE_DEADLINE_S = 3600.0
 SMALL_DEADLINE_S = 60.0
+PART_BYTES = 16 * 1024 * 1024
+PART_DEADLINE_S = 120.0  # 140 kB/s: slower is as good as hanging
+MOST_PARTS = 10_000  # S3's own limit
+_PARALLEL_PARTS = 4
 
 
 class ObjectCorruptError(Exception):
@@ -119,10 +124,40 @@ class Storage:
                 parts.append(chunk)
         return b"".join(parts)
 
-    async def upload_file(self, path: Path, key: str, deadline_s: float = FILE_DEADLINE_S) -> None:
-        """Upload one file, in parts where it is large. Raises TimeoutError past the deadline."""
-        async with asyncio.timeout(deadline_s):
-            await self._client.upload_file(str(path), self._bucket, key)
+    async def upload_file(self, path: Path, key: str) -> None:
+        """Upload one file, in parts where it is large, each within PART_DEADLINE_S: a file may take as long as it has
+        parts, and a connection that hangs is noticed at once. Raises TimeoutError."""
+        size = (await asyncio.to_thread(path.stat)).st_size
+        if size <= PART_BYTES:
+            async with asyncio.timeout(PART_DEADLINE_S):
+                body = await asyncio.to_thread(path.read_bytes)
+                await self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+            return
+        multipart_id = await self.begin_multipart(key, "application/octet-stream")
+        try:
+            parts = await self._upload_parts(path, size, key, multipart_id)
+            await self.complete_multipart(key, multipart_id, parts)
+        except Exception:  # what a cancelled upload leaves is pruned
+            with contextlib.suppress(Exception):
+                await self.abort_multipart(key, multipart_id)
+            raise
+
+    async def _upload_parts(self, path: Path, size: int, key: str, multipart_id: str) -> list[UploadedPart]:
+        """Raises an ExceptionGroup of TimeoutError and of what S3 answers."""
+        part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+        slots = asyncio.Semaphore(_PARALLEL_PARTS)
+
+        async def upload(number: int) -> UploadedPart:
+            async with slots, asyncio.timeout(PART_DEADLINE_S):
+                body = await asyncio.to_thread(_read_part, path, (number - 1) * part_bytes, part_bytes)
+                answer = await self._client.upload_part(
+                    Bucket=self._bucket, Key=key, UploadId=multipart_id, PartNumber=number, Body=body
+                )
+                return UploadedPart(number, len(body), answer["ETag"])
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(upload(number)) for number in range(1, -(-size // part_bytes) + 1)]
+        return [task.result() for task in tasks]
 
     async def download_file(
         self,
@@ -286,3 +321,9 @@ class Storage:
                 digest.update(chunk)
                 size += len(chunk)
         return (size, digest.hexdigest()) == (entry.size, entry.sha256)
+
+
+def _read_part(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

@@ -238,6 +238,24 @@ async def mark_checkpoint_lost(conn: Connection, attempt: Attempt, checkpoint: C
         await record_event(conn, job, "checkpoint_lost", {"step": checkpoint.step, "reason": reason})
 
 
+async def note_failed_checkpoint(conn: Connection, attempt: Attempt, step: int, reason: str) -> None:
+    """A checkpoint that could not be kept: training goes on, and the event says what a loss would cost by now.
+
+    Raises LeaseLostError.
+    """
+    async with fenced(conn, attempt) as job:
+        age_s = await queries.checkpoint_age(conn, job_id=job.id)
+        newest = f"of step {job.last_checkpoint_step}, {age_s / 60:.0f} minutes old" if age_s is not None else "none"
+        data = {
+            "code": "checkpoint_upload_failed",
+            "message": f"{reason}. Training goes on; the newest checkpoint: {newest}.",
+            "step": step,
+            "checkpoint_step": job.last_checkpoint_step,
+            "checkpoint_age_s": age_s,
+        }
+        await record_event(conn, job, "notice", data)
+
+
 # -- endings ---------------------------------------------------------------------------------------------------------
 
 

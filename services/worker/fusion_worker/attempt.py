@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from fusion_worker.settings import WorkerSettings
 from fusion_worker.staging import Stager, UploadRejectedError, output_name
 from fusion_worker.stall_watch import StallWatch, TrainerStalledError, data_bytes_of
 from fusion_worker.trainer_process import TrainerProcess
-from fusion_worker.uploads import CheckpointUploader, upload_folder, upload_verified
+from fusion_worker.uploads import CheckpointUploader, UploadFailedError, upload_folder, upload_verified, uploading
 
 log = structlog.get_logger()
 
@@ -173,7 +174,8 @@ class AttemptRunner:
         if export is None:
             raise RuntimeError("the trainer finished without an export")
         prefix = s3_keys.export(self._prefix)
-        await upload_folder(self._machine.storage, Path(export.path), prefix, export.manifest)
+        folder = Path(export.path)
+        await uploading("the export", lambda: upload_folder(self._machine.storage, folder, prefix, export.manifest))
         config = json.loads((Path(export.path) / "config.json").read_bytes())
         model = NewModel(
             name=output_name(self._job),
@@ -195,7 +197,8 @@ class AttemptRunner:
         base = await with_postgres(self._machine.pool, read, for_s=self._machine.settings.isolation_limit_s)
         for saved in self._pump.shards:
             key = s3_keys.pool_file(base["s3_prefix"], saved.file.sha256)
-            await upload_verified(self._machine.storage, Path(saved.path), key, saved.file)
+            path, file = Path(saved.path), saved.file
+            await uploading("the pool", partial(upload_verified, self._machine.storage, path, key, file))
         await self._persist(rehearsal_pools.complete_sample, [saved.file for saved in self._pump.shards])
 
     async def _complete_ingest(self, result: dict[str, object]) -> None:
@@ -204,7 +207,8 @@ class AttemptRunner:
         shards = []
         for saved in self._pump.shards:
             folder = Path(saved.path).parent
-            await upload_folder(self._machine.storage, folder, prefix, Manifest((saved.file,)))
+            shard = Manifest((saved.file,))
+            await uploading("a shard", partial(upload_folder, self._machine.storage, folder, prefix, shard))
             key = f"{prefix}/{saved.file.rel}"
             shards.append(
                 NewShard(split=saved.split, ordinal=ordinals[saved.split], s3_key=key, rows=saved.rows, file=saved.file)
@@ -251,11 +255,17 @@ class AttemptRunner:
         await self._persist(attempts.crash, code, message)
 
     async def _report_crash(self, error: Exception) -> None:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        code = "disk_full" if full else "inputs_unavailable"
+        code = _code_of(error)
         log.error("attempt_crashed", code=code, error=repr(error), exc_info=error)
         shutil.rmtree(self._run_dir, ignore_errors=True)
         try:
             await self._persist(attempts.crash, code, str(error)[-500:] or type(error).__name__)
         except Exception as unreported:  # noqa: BLE001 - the lease will run out and say it for us
             log.warning("crash_not_reported", error=repr(unreported))
+
+
+def _code_of(error: Exception) -> str:
+    """Of a crash that is not the trainer's."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "disk_full"
+    return "upload_failed" if isinstance(error, UploadFailedError) else "inputs_unavailable"

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,34 @@ log = structlog.get_logger()
 PARALLEL_FILES = 4
 TRIES = 3
 FIRST_PAUSE_S = 1.0
+
+
+class UploadFailedError(Exception):
+    """S3 took the upload neither at the first try nor later."""
+
+
+async def uploading(what: str, upload: Callable[[], Awaitable[None]]) -> None:
+    """`upload`, a few times where S3 fails or hangs. Raises UploadFailedError, LeaseLostError."""
+    for number in range(1, TRIES + 1):
+        try:
+            await upload()
+        except LeaseLostError:
+            raise
+        except Exception as error:  # whatever S3 or its client raises
+            cause = first_of(error)
+            log.warning("upload_failed", what=what, number=number, error=repr(cause))
+            if number == TRIES:
+                raise UploadFailedError(f"{what} could not be uploaded in {TRIES} tries: {cause!r}") from error
+            await asyncio.sleep(FIRST_PAUSE_S * 2**number)
+        else:
+            return
+
+
+def first_of(error: Exception) -> Exception:
+    """The first fault of a group of tasks: the others are its consequences, or the same again."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def upload_folder(storage: Storage, folder: Path, prefix: str, manifest: Manifest) -> None:
@@ -95,18 +124,18 @@ class CheckpointUploader:
                     self._changed.notify_all()
 
     async def _try_upload(self, saved: CheckpointSaved) -> None:
-        """A passing fault of S3 costs a checkpoint, never the run."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                await self._upload(saved)
-            except LeaseLostError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever S3 or its client raises
-                log.warning("checkpoint_upload_failed", step=saved.step, attempt=attempt, error=repr(error))
-                await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
-            else:
-                return
-        log.error("checkpoint_given_up", step=saved.step)
+        """A fault of S3 costs a checkpoint, never the run; its customer reads how old the newest one is."""
+        try:
+            await uploading(f"the checkpoint of step {saved.step}", lambda: self._upload(saved))
+        except UploadFailedError as error:
+            log.error("checkpoint_given_up", step=saved.step, error=str(error))
+            await self._tell(saved, str(error))
+
+    async def _tell(self, saved: CheckpointSaved, reason: str) -> None:
+        async def note(connection: Any) -> None:
+            await attempts.note_failed_checkpoint(connection, self._attempt, saved.step, reason)
+
+        await with_postgres(self._pool, note, for_s=self._settings.isolation_limit_s)
 
     async def _upload(self, saved: CheckpointSaved) -> None:
         prefix = s3_keys.checkpoint(self._prefix, saved.step)

@@ -74,6 +74,11 @@ where id = :job_id and last_checkpoint_step < :step;
 select step, epoch, s3_prefix, manifest, format_version from checkpoints
 where job_id = :job_id and state = 'ok' order by step desc, epoch desc;
 
+-- name: checkpoint_age(job_id)$
+-- Seconds since the newest readable checkpoint was committed; null where there is none.
+select extract(epoch from now() - created_at)::float8 from checkpoints
+where job_id = :job_id and state = 'ok' order by step desc, epoch desc limit 1;
+
 -- name: lose_checkpoint(job_id, step, epoch)!
 update checkpoints set state = 'lost' where job_id = :job_id and step = :step and epoch = :epoch and state = 'ok';
 
