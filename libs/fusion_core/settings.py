@@ -1,12 +1,15 @@
-"""Settings: frozen objects read once from `FUSION_*` and passed down."""
+"""Settings: frozen objects read once from `FUSION_*`, or from the files that `FUSION_*_FILE` name, and passed down."""
 
 import os
-from collections.abc import Mapping
-from typing import Literal, TypeVar, get_type_hints
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
 PREFIX = "FUSION_"
+FILE_SUFFIX = "_FILE"
+LARGEST_FILE_BYTES = 64 * 1024
 
 
 class SettingsError(Exception):
@@ -17,16 +20,21 @@ class SettingsError(Exception):
         self.problems = problems
 
 
+_SECRET = msgspec.Meta(extra={"secret": True})
+Secret = Annotated[str, _SECRET]
+"""Text that a service removes from its environment once it has read it (`forget_secrets`)."""
+
+
 class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service needs. The field `database_url` is read from FUSION_DATABASE_URL, and so on."""
 
-    database_url: str
+    database_url: Secret
     """postgresql://user:password@host:port/database"""
     s3_endpoint: str
     """Where the services reach S3, as a URL."""
-    s3_access_key: str
+    s3_access_key: Secret
     """Access key id of a user that may read, write, list and delete in the bucket."""
-    s3_secret_key: str
+    s3_secret_key: Secret
     """Its secret; never logged."""
     s3_public_endpoint: str | None = None
     """Where customers reach the bucket; the internal endpoint if unset."""
@@ -41,20 +49,43 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
 SettingsT = TypeVar("SettingsT", bound=CommonSettings)
 
 
+def read_setting(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The text of one setting: of the variable `name`, or of the file that `<name>_FILE` names, without the line's end.
+
+    Containers' secrets come as files (Docker, Kubernetes); an empty variable counts as unset. Raises SettingsError.
+    """
+    value, path = environ.get(name), environ.get(name + FILE_SUFFIX)
+    if not path:
+        return value or None
+    if value:
+        raise SettingsError([f"{name} and {name}{FILE_SUFFIX} are both set: unset one of them"])
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            raise SettingsError([f"{name}{FILE_SUFFIX}: {path} is larger than {LARGEST_FILE_BYTES} bytes"])
+        return content.decode().rstrip("\r\n") or None
+    except OSError as error:
+        raise SettingsError([f"{name}{FILE_SUFFIX}: {path} cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError:
+        raise SettingsError([f"{name}{FILE_SUFFIX}: {path} is not UTF-8"]) from None
+
+
 def load(cls: type[SettingsT], environ: Mapping[str, str] = os.environ) -> SettingsT:
-    """Read a settings class from the environment. Raises SettingsError, which lists every bad or missing name."""
+    """Read a settings class. Raises SettingsError, which lists every bad or missing name."""
     values: dict[str, object] = {}
     problems: list[str] = []
     hints = get_type_hints(cls)
     for field in msgspec.structs.fields(cls):
         name = PREFIX + field.name.upper()
-        raw = environ.get(name)
-        if raw is None or raw == "":
-            if field.required:
-                problems.append(f"{name} is not set")
-            continue
         try:
-            values[field.name] = msgspec.convert(raw, hints[field.name], strict=False)
+            raw = read_setting(name, environ)
+            if raw is not None:
+                values[field.name] = msgspec.convert(raw, hints[field.name], strict=False)
+            elif field.required:
+                problems.append(f"{name} is not set")
+        except SettingsError as error:
+            problems += error.problems
         except msgspec.ValidationError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -63,3 +94,17 @@ def load(cls: type[SettingsT], environ: Mapping[str, str] = os.environ) -> Setti
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as error:  # what the class itself checks, once its fields are right
         raise SettingsError([str(error)]) from error
+
+
+def forget_secrets(cls: type[CommonSettings], environ: MutableMapping[str, str] = os.environ) -> None:
+    """Remove from the environment what this class reads as a Secret: no child inherits it by mistake.
+
+    The kernel goes on showing what a process was started with (/proc/PID/environ): see `forbid_dumps`.
+    """
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if _is_secret(hint):
+            environ.pop(PREFIX + name.upper(), None)
+
+
+def _is_secret(hint: Any) -> bool:
+    return _SECRET in getattr(hint, "__metadata__", ()) or any(map(_is_secret, getattr(hint, "__args__", ())))

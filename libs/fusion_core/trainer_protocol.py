@@ -12,7 +12,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import msgspec
@@ -20,11 +20,14 @@ import msgspec
 from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.growth_plan import GrowthPlan
 from fusion_core.job_spec import BadRowPolicy, ContractHyperparams, FinetuneHyperparams, Hyperparams
+from fusion_core.untrusted_files import UntrustedPathError, open_untrusted
 
 PROTOCOL_VERSION = 1
 CHECKPOINT_FORMAT_VERSION = 2
 RUN_FILE, EVENTS_FILE, CONTROL_FILE, MANIFEST_FILE = "run.json", "events.jsonl", "control.json", "manifest.json"
 REPORT_FILE = "report.json"  # of an ingest attempt, beside its events: the whole validation report
+
+EVENTS_CHUNK_BYTES = 4 * 2**20  # what the daemon takes at once, and so the longest line
 
 StopReason = Literal["drain", "cancel", "stop"]
 NoticeCode = Literal["micro_batch_halved", "activation_checkpointing", "rolled_back", "padding"]
@@ -37,6 +40,11 @@ class FileEntry(msgspec.Struct, frozen=True):
     rel: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a path that leads out of the folder."""
+        if not self.rel or self.rel.startswith("/") or ".." in PurePosixPath(self.rel).parts:
+            raise ValueError(f"{self.rel!r} is not a path below the manifest's folder")
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -253,6 +261,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # daemon and trainer may be two users; who may pass the folder is its own matter
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -306,13 +315,16 @@ class EventReader:
         self._number = 0
 
     def read(self) -> Iterator[tuple[int, TrainerEvent]]:
+        """The next few megabytes; nothing when there is no complete line. Raises UntrustedPathError."""
         try:
-            with self._path.open("rb") as file:
+            with open_untrusted(self._path) as file:
                 file.seek(self._offset)
-                content = file.read()
+                content = file.read(EVENTS_CHUNK_BYTES)
         except FileNotFoundError:
             return
         end = content.rfind(b"\n") + 1
+        if end == 0 and len(content) == EVENTS_CHUNK_BYTES:
+            raise UntrustedPathError(f"{self._path} has a line of more than {EVENTS_CHUNK_BYTES} bytes")
         self._offset += end
         for line in content[:end].splitlines():
             self._number += 1

@@ -68,8 +68,9 @@ def _ingest(run_dir: Path) -> None:
     dump_stacks_on_signal()
     if not (run_dir / "run.json").is_file():
         sys.exit(f"fusion_data: {run_dir / 'run.json'} does not exist")
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMITS.memory_bytes, hard))  # beyond it, a MemoryError: too_much_memory
+    # Beyond it a MemoryError: too_much_memory. Nothing that reading sets off can lift either limit again.
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMITS.memory_bytes, LIMITS.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITS.file_bytes, LIMITS.file_bytes))
     try:
         ingest(run_dir)
     except OSError as error:

@@ -15,6 +15,9 @@ INTRODUCTION = """# Settings
 Each is an environment variable, read once when a process starts; a process that finds a bad or missing value names them
 all and exits. `fusion-admin` reads those of all services. Times are in seconds and sizes in bytes. This page is written
 by `tests/architecture/test_settings_page.py` from the classes' own text.
+
+Any of them may come from a file instead, as the secrets of containers do: `FUSION_DATABASE_URL_FILE` names the file
+that holds `FUSION_DATABASE_URL`, and so on. A service removes every `Secret` from its environment once it has read it.
 """
 
 

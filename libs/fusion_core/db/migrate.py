@@ -1,11 +1,10 @@
 """Forward migrations: `migrations/NNNN_name.sql`, applied in order, all or none, by one process at a time.
 
-python -m fusion_core.db.migrate        # reads FUSION_DATABASE_URL
+python -m fusion_core.db.migrate        # reads FUSION_DATABASE_URL or FUSION_DATABASE_URL_FILE
 """
 
 import asyncio
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import structlog
 
 from fusion_core.db.pool import connect, queries
 from fusion_core.money import DEFAULT_PRICES
+from fusion_core.settings import SettingsError, read_setting
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x667573696F6E  # "fusion"
@@ -55,8 +55,11 @@ async def migrate(url: str) -> list[str]:
 
 
 def main() -> None:
-    url = os.environ.get("FUSION_DATABASE_URL")
-    if not url:
+    try:
+        url = read_setting("FUSION_DATABASE_URL")
+    except SettingsError as error:
+        sys.exit(str(error))
+    if url is None:
         sys.exit("FUSION_DATABASE_URL is not set: postgresql://user:password@host:port/database")
     structlog.get_logger().info("migrated", applied=asyncio.run(migrate(url)))
 

@@ -6,7 +6,8 @@ from types import FrameType
 
 import uvicorn
 from fusion_core import logs
-from fusion_core.settings import SettingsError, load
+from fusion_core.settings import SettingsError, forget_secrets, load
+from fusion_core.undumpable import forbid_dumps
 from fusion_http.request_context import RequestContext
 from fusion_http.slow_clients import BoundedProtocol
 from litestar import Litestar
@@ -35,6 +36,8 @@ def main() -> None:
         settings = load(ApiSettings)
     except SettingsError as error:
         sys.exit(str(error))
+    forbid_dumps()
+    forget_secrets(ApiSettings)
     logs.configure("api", settings.log_format)
     app = create_app(settings)
     config = uvicorn.Config(

@@ -1,6 +1,6 @@
 """The API's settings, each read from FUSION_<NAME>."""
 
-from fusion_core.settings import CommonSettings
+from fusion_core.settings import CommonSettings, Secret
 from fusion_core.webhook_targets import TargetPolicy
 from fusion_core.webhooks import check_key
 
@@ -28,13 +28,13 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """Bytes of datasets and announced uploads that one account may keep."""
     download_expires_s: int = 900
     """How long a presigned GET is good for."""
-    redis_url: str | None = None
+    redis_url: Secret | None = None
     """Where replicas count requests together; each for itself if unset."""
     requests_per_minute: int = 1200
     """What one API key may send."""
     max_connections: int = 20
     """Connections to Postgres that one process holds at most."""
-    webhook_key: str | None = None
+    webhook_key: Secret | None = None
     webhook_allow_http: bool = False
     webhook_allow_private: str = ""
 

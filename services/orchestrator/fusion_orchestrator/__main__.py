@@ -6,7 +6,8 @@ from types import FrameType
 
 import uvicorn
 from fusion_core import logs
-from fusion_core.settings import SettingsError, load
+from fusion_core.settings import SettingsError, forget_secrets, load
+from fusion_core.undumpable import forbid_dumps
 
 from fusion_orchestrator.http_app import create_app
 from fusion_orchestrator.settings import OrchestratorSettings
@@ -23,6 +24,8 @@ def main() -> None:
         settings = load(OrchestratorSettings)
     except SettingsError as error:
         sys.exit(str(error))
+    forbid_dumps()
+    forget_secrets(OrchestratorSettings)
     logs.configure("orchestrator", settings.log_format)
     signal.signal(signal.SIGTERM, _exit_cleanly)
     signal.signal(signal.SIGINT, _exit_cleanly)

@@ -1,6 +1,6 @@
 """The orchestrator's settings; docs/settings.md lists them all."""
 
-from fusion_core.settings import CommonSettings
+from fusion_core.settings import CommonSettings, Secret
 from fusion_core.webhook_targets import TargetPolicy
 from fusion_core.webhooks import check_key
 
@@ -23,7 +23,7 @@ class RetentionSettings(CommonSettings, frozen=True, kw_only=True):
 class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     """Read once from `FUSION_*`. Times are in seconds."""
 
-    redis_url: str
+    redis_url: Secret
     """redis:// or rediss://, with the password in it if there is one."""
     host: str = "127.0.0.1"
     """The address to listen on."""
@@ -49,7 +49,7 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     """Objects that no row names are kept this long."""
     retention_every_s: float = 3600.0
     """How often what is older than its period is taken away."""
-    webhook_key: str | None = None
+    webhook_key: Secret | None = None
     """Webhook secrets are derived from it; the api must have the same. Unset: webhooks are off."""
     webhook_allow_http: bool = False
     """Take webhook URLs that begin with http://, too; the api must have the same."""

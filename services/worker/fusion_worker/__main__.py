@@ -1,11 +1,15 @@
 """python -m fusion_worker: the daemon of one slot."""
 
 import asyncio
+import os
 import sys
 
+import structlog
 from fusion_core import logs
-from fusion_core.settings import SettingsError, load
+from fusion_core.settings import SettingsError, forget_secrets, load
+from fusion_core.undumpable import forbid_dumps
 
+from fusion_worker.confinement import TrainerUser
 from fusion_worker.daemon import Daemon
 from fusion_worker.settings import WorkerSettings
 
@@ -13,9 +17,14 @@ from fusion_worker.settings import WorkerSettings
 def main() -> None:
     try:
         settings = load(WorkerSettings)
+        user = TrainerUser.find(settings.trainer_user)
     except SettingsError as error:
         sys.exit(str(error))
+    forbid_dumps()
+    forget_secrets(WorkerSettings)
     logs.configure("worker", settings.log_format)
+    if os.geteuid() == 0 and user is None:
+        structlog.get_logger().warning("trainers_run_as_root", hint="set FUSION_TRAINER_USER, or start as another user")
     asyncio.run(Daemon(settings).run())
 
 

@@ -18,6 +18,7 @@ from fusion_core.db.rows import JobRow
 from fusion_core.stack_dump import innermost_frame
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Rejected, Stopped, write_control
+from fusion_core.untrusted_files import read_untrusted
 
 from fusion_worker.events_pump import EventsPump
 from fusion_worker.heartbeat import Heartbeat
@@ -30,6 +31,7 @@ from fusion_worker.trainer_process import TrainerProcess
 from fusion_worker.uploads import CheckpointUploader, UploadFailedError, upload_folder, upload_verified, uploading
 
 log = structlog.get_logger()
+LARGEST_JSON_BYTES = 64 * 2**20
 
 
 class Machine(NamedTuple):
@@ -176,7 +178,7 @@ class AttemptRunner:
         prefix = s3_keys.export(self._prefix)
         folder = Path(export.path)
         await uploading("the export", lambda: upload_folder(self._machine.storage, folder, prefix, export.manifest))
-        config = json.loads((Path(export.path) / "config.json").read_bytes())
+        config = json.loads(read_untrusted(folder / "config.json", LARGEST_JSON_BYTES))
         model = NewModel(
             name=output_name(self._job),
             params=export.params,
@@ -221,8 +223,13 @@ class AttemptRunner:
 
     def _report(self) -> dict[str, Any] | None:
         """The validation report of an ingest; None for other work."""
-        path = self._run_dir / REPORT_FILE
-        return json.loads(path.read_bytes()) if self._job.type == "ingest" and path.exists() else None
+        if self._job.type != "ingest":
+            return None
+        try:
+            report: dict[str, Any] = json.loads(read_untrusted(self._run_dir / REPORT_FILE, LARGEST_JSON_BYTES))
+        except FileNotFoundError:
+            return None
+        return report
 
     # -- crashes -----------------------------------------------------------------------------------------------------
 

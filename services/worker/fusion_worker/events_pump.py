@@ -22,6 +22,7 @@ from fusion_core.trainer_protocol import (
     Stopped,
     TrainerEvent,
 )
+from fusion_core.untrusted_files import inside
 
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
@@ -44,6 +45,7 @@ class EventsPump:
         self._pool = pool
         self._settings = settings
         self._attempt = attempt
+        self._run_dir = run_dir
         self._reader = EventReader(run_dir)
         self._on_checkpoint = on_checkpoint
         self.export: ExportSaved | None = None
@@ -59,16 +61,23 @@ class EventsPump:
         last = False
         while not last:
             last = trainer_ended.done()
-            await self.pump(watch)
+            while await self.pump(watch):
+                pass
             last = last or watch.look()
             await asyncio.wait({trainer_ended}, timeout=POLL_S)
 
-    async def pump(self, watch: StallWatch) -> None:
-        """Take what has been written since the last call."""
+    async def pump(self, watch: StallWatch) -> bool:
+        """Take some of what has been written since the last call; False: there was nothing.
+
+        Raises UntrustedPathError for a path that leads out of the run.
+        """
         public: list[WorkerEvent] = []
         phase = None
+        number = None
         for number, event in self._reader.read():
             watch.saw(event)
+            if isinstance(event, CheckpointSaved | ExportSaved | ShardSaved):
+                inside(self._run_dir, Path(event.path))
             if isinstance(event, CheckpointSaved):
                 await self._on_checkpoint(event)
             elif isinstance(event, ExportSaved):
@@ -86,6 +95,7 @@ class EventsPump:
                 await attempts.append_events(connection, self._attempt, public, phase)
 
             await with_postgres(self._pool, append, for_s=self._settings.isolation_limit_s)
+        return number is not None
 
 
 def _public(number: int, event: TrainerEvent) -> WorkerEvent:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from fusion_core.settings import CommonSettings
+from fusion_core.settings import CommonSettings, Secret
 
 
 class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
-    redis_url: str
+    redis_url: Secret
     pool: str = "h100x1"
     """The pool this slot serves: a kind of machine, or `cpu` for reading datasets."""
     name: str = ""
@@ -40,3 +40,5 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """With less free space no job is claimed."""
     trainer_command: str = ""
     """Overrides how trainers are launched; the run directory is appended."""
+    trainer_user: str = ""
+    """System user that trainers run as; only a worker that runs as root can. Unset: the worker's own."""

@@ -5,14 +5,16 @@ import contextlib
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import structlog
-from fusion_core.parent_death import die_with_parent
 from fusion_core.stack_dump import DUMP_SIGNAL
 from fusion_core.trainer_protocol import IngestRun, Run
+from fusion_core.untrusted_files import UntrustedPathError, open_untrusted
 
+from fusion_worker.confinement import TrainerUser, confine
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -84,16 +86,22 @@ class TrainerProcess:
     async def launch(cls, run: Run, run_dir: Path, settings: WorkerSettings) -> "TrainerProcess":
         """Output goes to a file: a pipe held by a grandchild would keep us waiting."""
         argv = command(run, run_dir, settings)
+        user = TrainerUser.find(settings.trainer_user)
+        env = environment(settings, run_dir)
         with (run_dir / LOG_FILE).open("ab") as output:
+            if user is not None:
+                user.hand_over(run_dir, Path(settings.work_dir))
+                env["HOME"] = str(run_dir)
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 cwd=run_dir,
-                env=environment(settings, run_dir),
+                env=env,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(confine, network=not isinstance(run, IngestRun), own_user=user is not None),
+                **(user.launch_options() if user is not None else {}),
             )
         log.info("trainer_launched", pid=process.pid, command=argv[:5])
         return cls(process, run_dir)
@@ -124,10 +132,12 @@ class TrainerProcess:
     def log_tail(self) -> str:
         """The end of what the trainer printed, for people."""
         try:
-            content = (self._run_dir / LOG_FILE).read_bytes()
-        except FileNotFoundError:
+            with open_untrusted(self._run_dir / LOG_FILE) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+                content = file.read(TAIL_BYTES)
+        except (FileNotFoundError, UntrustedPathError):
             return ""
-        return content[-TAIL_BYTES:].decode(errors="replace").strip()
+        return content.decode(errors="replace").strip()
 
 
 def kill_strays(folder: Path) -> None:

@@ -14,6 +14,7 @@ from fusion_core.db.attempts import Attempt, LeaseLostError, NewCheckpoint
 from fusion_core.db.pool import Pool
 from fusion_core.storage import ObjectCorruptError, Storage
 from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, FileEntry, Manifest
+from fusion_core.untrusted_files import inside
 
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
@@ -55,13 +56,15 @@ def first_of(error: Exception) -> Exception:
 async def upload_folder(storage: Storage, folder: Path, prefix: str, manifest: Manifest) -> None:
     """Upload every file of a manifest, read each back, and write the manifest object last.
 
-    Raises ObjectCorruptError where what was read back differs, and whatever S3 raises.
+    Raises ObjectCorruptError where what was read back differs, UntrustedPathError for a link out of the folder, and
+    whatever S3 raises.
     """
+    paths = {entry.rel: inside(folder, folder / entry.rel) for entry in manifest.files}
     slots = asyncio.Semaphore(PARALLEL_FILES)
 
     async def upload(rel: str) -> None:
         async with slots:
-            await storage.upload_file(folder / rel, f"{prefix}/{rel}")
+            await storage.upload_file(paths[rel], f"{prefix}/{rel}")
 
     async with asyncio.TaskGroup() as group:
         for entry in manifest.files:
