@@ -23,3 +23,145 @@ select * from audit_log
 where (:actor::text is null or actor = :actor) and (:target_type::text is null or target_type = :target_type)
     and (:target::text is null or target = :target) and (:after::uuid is null or id < :after)
 order by id desc limit :limit;
+
+-- name: admin_overview(seen_s)^
+select
+    (select coalesce(jsonb_object_agg(state, jobs), '{}') from (
+        select state, count(*) as jobs from jobs where state in ('queued', 'running', 'stopped') group by state
+    ) s) as jobs,
+    (select count(*) from jobs where state = 'queued' and quarantined_at is not null) as quarantined,
+    (select count(*) from jobs where state = 'running' and lease_expires_at < now()) as expired_leases,
+    (select coalesce(jsonb_object_agg(state, workers), '{}') from (
+        select state, count(*) as workers from workers where state <> 'gone' group by state
+    ) w) as workers,
+    (select count(*) from workers where state <> 'gone' and seen_at < now() - make_interval(secs => :seen_s))
+        as silent_workers,
+    array(select name from pools where cordoned_at is not null order by name) as cordoned_pools,
+    (select count(*) from dispatch_pauses) as pauses,
+    (select count(*) from outbox where fanned_out_at is null) as outbox,
+    (select count(*) from webhook_deliveries where state = 'pending' and next_attempt_at <= now()) as webhooks_due,
+    (select last_sweep_at from sweeps) as last_sweep_at;
+
+-- name: list_pauses(limit)
+select * from dispatch_pauses order by id desc limit :limit;
+
+-- name: admin_jobs(job_id, state, pool, account_id, after, limit)
+-- Jobs of every account and type, the newest first, and what keeps each queued one from being claimed.
+select j.*, a.name as account_name, w.name as worker_name,
+    case when j.state = 'queued' then array_remove(array[
+        case when j.quarantined_at is not null then 'quarantined' end,
+        case when j.not_before > now() then 'backing_off' end,
+        case when exists (
+            select from dispatch_pauses p
+            where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
+        ) then 'paused' end,
+        case when exists (select from pools p where p.name = j.pool and p.cordoned_at is not null) then 'cordoned' end,
+        case when (
+            select count(*) from jobs r where r.account_id = j.account_id and r.state = 'running'
+        ) >= a.max_running_jobs then 'account_limit' end,
+        case when not j.internal and j.created_at >= now() - interval '30 minutes' and exists (
+            select from jobs s
+            where s.type = 'sample' and s.state in ('queued', 'running') and s.quarantined_at is null
+                and (s.base_model_id = j.base_model_id or s.source_model_id = j.source_model_id)
+        ) then 'rehearsal_pool' end,
+        case when not exists (
+            select from workers o where o.pool = j.pool and o.state in ('idle', 'busy')
+        ) then 'no_worker' end
+    ], null) else '{}' end as waits_for
+from jobs j
+join accounts a on a.id = j.account_id
+left join workers w on w.id = j.lease_owner
+where (:job_id::uuid is null or j.id = :job_id) and (:state::text is null or j.state = :state)
+    and (:pool::text is null or j.pool = :pool) and (:account_id::uuid is null or j.account_id = :account_id)
+    and (:after::uuid is null or j.id < :after)
+order by j.id desc limit :limit;
+
+-- name: last_events(job_id, limit)
+select seq, type, data, attempt_id, created_at from job_events
+where job_id = :job_id order by seq desc limit :limit;
+
+-- name: attempts_of_job(job_id, limit)
+-- One row for each claim and each interruption, the newest first.
+select seq, type, data, created_at from job_events
+where job_id = :job_id and type in ('claimed', 'interrupted') order by seq desc limit :limit;
+
+-- name: admin_leases(pool, after, limit)
+select j.id, j.account_id, j.type, j.pool, j.phase, j.lease_owner as worker_id, w.name as worker_name,
+    w.seen_at as worker_seen_at, j.lease_epoch, j.attempt_id, j.claimed_at, j.lease_expires_at,
+    extract(epoch from now() - j.claimed_at)::float8 as age_s, j.lease_expires_at < now() as expired
+from jobs j left join workers w on w.id = j.lease_owner
+where j.state = 'running' and (:pool::text is null or j.pool = :pool) and (:after::uuid is null or j.id < :after)
+order by j.id desc limit :limit;
+
+-- name: admin_workers(worker_id, pool, state, after, limit)
+select * from workers
+where (:worker_id::uuid is null or id = :worker_id) and (:pool::text is null or pool = :pool)
+    and (:state::text is null or state = :state) and (:after::uuid is null or id < :after)
+order by id desc limit :limit;
+
+-- name: admin_queues(seen_s, recent, limit)
+-- By pool: what waits and who serves. A new job waits as long as busy workers take for those before it (Little's law);
+-- unknown where no worker was seen or no job has completed yet.
+with names as (
+    select name from pools
+    union select distinct pool from jobs where state in ('queued', 'running')
+    union select distinct pool from workers where state <> 'gone'
+)
+select n.name, p.gpu_class, coalesce(p.gpu_count, 0) as gpu_count, p.cordoned_at, p.cordon_reason,
+    j.queued, j.running, c.claimable, j.queued - c.claimable as held,
+    coalesce(extract(epoch from now() - j.oldest), 0)::float8 as oldest_age_s,
+    w.idle, w.busy, w.draining, c.claimable + j.running as demand,
+    case when p.cordoned_at is not null then null when c.claimable < w.idle then 0
+        when w.idle + w.busy = 0 then null
+        else r.mean_s * (c.claimable + 1 - w.idle) / (w.idle + w.busy) end as expected_wait_s
+from names n
+left join pools p on p.name = n.name
+cross join lateral (
+    select count(*) filter (where state = 'queued') as queued, count(*) filter (where state = 'running') as running,
+        min(created_at) filter (where state = 'queued') as oldest
+    from jobs where pool = n.name and state in ('queued', 'running')
+) j
+cross join lateral (select count(*) as claimable from claimable where pool = n.name) c
+cross join lateral (
+    select count(*) filter (where state = 'idle') as idle, count(*) filter (where state = 'busy') as busy,
+        count(*) filter (where state = 'draining') as draining
+    from workers where pool = n.name and state <> 'gone' and seen_at > now() - make_interval(secs => :seen_s)
+) w
+cross join lateral (
+    select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
+        select started_at, finished_at from jobs
+        where pool = n.name and state = 'completed' and not internal order by finished_at desc limit :recent
+    ) last
+) r
+order by n.name limit :limit;
+
+-- name: webhook_endpoints_behind(after, limit)
+-- Endpoints with deliveries that wait or have failed.
+select e.id, e.account_id, e.url, e.enabled, e.disabled_reason, e.failing_since, d.pending, d.failed,
+    d.oldest_due_at
+from webhook_endpoints e
+cross join lateral (
+    select count(*) filter (where state = 'pending') as pending, count(*) filter (where state = 'failed') as failed,
+        min(next_attempt_at) filter (where state = 'pending' and next_attempt_at <= now()) as oldest_due_at
+    from webhook_deliveries where endpoint_id = e.id and state in ('pending', 'failed')
+) d
+where d.pending + d.failed > 0 and (:after::uuid is null or e.id < :after)
+order by e.id desc limit :limit;
+
+-- name: storage_by_kind()
+-- What rows name. The difference to what the bucket holds is for the pruner.
+with sized as (
+    select 'checkpoints' as kind, manifest from checkpoints where state = 'ok' and stored_by is null
+    union all select 'models', manifest from models where status = 'ready'
+    union all select 'base_models', manifest from base_models
+    union all select 'rehearsal_pools', manifest from rehearsal_pools
+)
+select kind, count(*) as items, coalesce(sum((
+    select sum((file ->> 'size')::bigint) from jsonb_array_elements(manifest -> 'files') file
+)), 0)::bigint as bytes from sized group by kind
+union all
+select 'shards', count(*), coalesce(sum(s.bytes), 0)::bigint
+from shards s join datasets d on d.id = s.dataset_id where d.status <> 'deleted'
+union all
+select 'uploads', count(*), coalesce(sum(size), 0)::bigint from uploads where expires_at >= now()
+order by kind;

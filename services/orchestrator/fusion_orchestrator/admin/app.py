@@ -21,12 +21,20 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from fusion_orchestrator.admin import audit
+from fusion_orchestrator.admin import audit, jobs, machines, overview, stores
 from fusion_orchestrator.admin.auth import provide_caller, viewer
 from fusion_orchestrator.service import Service
 
 MAX_BODY_BYTES = 64 * 1024
 OPERATIONS: list[Any] = [
+    overview.get_overview,
+    jobs.list_jobs,
+    jobs.get_job,
+    machines.list_leases,
+    machines.list_workers,
+    machines.list_queues,
+    stores.list_webhooks,
+    stores.get_storage,
     audit.list_audit,
 ]
 
