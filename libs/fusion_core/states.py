@@ -27,7 +27,7 @@ TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 TRANSITIONS: dict[tuple[State, State], frozenset[str]] = {
     (State.QUEUED, State.RUNNING): frozenset({"claim_job"}),
     (State.RUNNING, State.RUNNING): frozenset({"renew_lease", "request_cancel", "request_stop"}),
-    (State.RUNNING, State.COMPLETED): frozenset({"complete_job"}),
+    (State.RUNNING, State.COMPLETED): frozenset({"complete_job", "complete_training"}),
     (State.RUNNING, State.FAILED): frozenset({"fail_job"}),
     (State.RUNNING, State.CANCELLED): frozenset({"cancel_running_job"}),
     (State.RUNNING, State.STOPPED): frozenset({"stop_running_job"}),

@@ -11,13 +11,13 @@ from uuid import UUID
 import msgspec
 
 from fusion_core.db.endings import (
+    WEBHOOK_TOPICS,
     end_failed,
     frozen_estimate,
     obey_pending,
     record_event,
     requeue,
     tokens_up_to,
-    write_ledger,
 )
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
@@ -172,48 +172,34 @@ async def append_events(
 
     Repeating a batch whose answer was lost repeats nothing. Raises LeaseLostError.
     """
-    async with fenced(conn, attempt) as job:
-        new = [event for event in events if event.number > job.attempt_events]
-        if not new:
-            return 0
-        await queries.append_attempt_events(
-            conn,
-            job_id=attempt.job_id,
-            attempt_id=attempt.attempt_id,
-            numbers=[event.number for event in new],
-            types=[event.type for event in new],
-            payloads=[msgspec.json.encode(event.data).decode() for event in new],
-            phase=phase,
-        )
-        points = [event.data for event in new if event.type == "metrics"]
-        if points:
-            await queries.upsert_metrics(
-                conn,
-                job_id=attempt.job_id,
-                epoch=attempt.epoch,
-                steps=[point["step"] for point in points],
-                points=[msgspec.json.encode(point).decode() for point in points],
-            )
-        return len(new)
+    new: int | None = await queries.append_attempt_events(
+        conn,
+        **attempt.fence,
+        numbers=[event.number for event in events],
+        types=[event.type for event in events],
+        payloads=[msgspec.json.encode(event.data).decode() for event in events],
+        phase=phase,
+    )
+    if new is None:
+        raise LeaseLostError(attempt)
+    return new
 
 
 async def commit_checkpoint(conn: Connection, attempt: Attempt, checkpoint: NewCheckpoint) -> None:
     """Make an uploaded, verified checkpoint the resume point. Repeatable. Raises LeaseLostError."""
-    async with fenced(conn, attempt) as job:
-        inserted = await queries.insert_checkpoint(
-            conn,
-            **attempt.fence,
-            step=checkpoint.step,
-            format_version=checkpoint.format_version,
-            turn_end=checkpoint.turn_end,
-            s3_prefix=checkpoint.s3_prefix,
-            manifest=checkpoint.manifest,
-        )
-        if inserted is None:
-            return
-        await queries.advance_checkpoint(conn, job_id=job.id, step=checkpoint.step)
-        data = {"step": checkpoint.step, "turn_end": checkpoint.turn_end, "bytes": checkpoint.manifest.size}
-        await record_event(conn, job, "checkpoint", data)
+    held = await queries.commit_checkpoint(
+        conn,
+        **attempt.fence,
+        step=checkpoint.step,
+        format_version=checkpoint.format_version,
+        turn_end=checkpoint.turn_end,
+        s3_prefix=checkpoint.s3_prefix,
+        manifest=checkpoint.manifest,
+        data={"step": checkpoint.step, "turn_end": checkpoint.turn_end, "bytes": checkpoint.manifest.size},
+        topic=WEBHOOK_TOPICS["checkpoint"],
+    )
+    if held is None:
+        raise LeaseLostError(attempt)
 
 
 async def readable_checkpoints(conn: Connection, job_id: UUID) -> list[Checkpoint]:
@@ -268,43 +254,39 @@ async def completed_by(conn: Connection, attempt: Attempt) -> JobRow | None:
 
 
 async def complete_training(conn: Connection, attempt: Attempt, model: NewModel, result: dict[str, Any]) -> JobRow:
-    """The model row, the completion, the final event and the ledger entry, as one transaction.
+    """The model row, the completion, the final event and the ledger entry, as one statement.
 
     Repeatable: completed by this attempt is success. Raises LeaseLostError, or CancelPendingError.
     """
-    try:
-        async with fenced(conn, attempt) as job:
-            if job.cancel_requested_at is not None:
-                raise CancelPendingError(attempt)
-            base = await queries.base_of_job(conn, job_id=job.id)
-            await queries.lock_model_name(conn, account_id=job.account_id, name=model.name)
-            model_id = await queries.new_id(conn)
-            await queries.insert_model(
-                conn,
-                id=model_id,
-                account_id=job.account_id,
-                job_id=job.id,
-                name=model.name,
-                params=model.params,
-                base_model_id=base["base_model_id"],
-                parent_model_id=base["parent_model_id"],
-                config=model.config,
-                s3_prefix=model.s3_prefix,
-                manifest=model.manifest,
-            )
-            estimate = frozen_estimate(job)
-            cost = {"cost_usd": estimate.total_microusd / 1_000_000}
-            completed = await queries.complete_job(
-                conn, **attempt.fence, output_model_id=model_id, result=result | cost
-            )
-            spec = read_customer_spec(job.type, job.spec)
-            await write_ledger(conn, job, estimate, tokens_up_to(job, spec.total_steps))
-            await record_event(conn, job, "completed", {"output_model_id": str(model_id)} | cost)
+    held = await queries.get_claim(conn, job_id=attempt.job_id, attempt_id=attempt.attempt_id)
+    if held is not None:
+        job = JobRow.of(held)  # what is billed was frozen when the job was created
+        estimate = frozen_estimate(job)
+        cost = {"cost_usd": estimate.total_microusd / 1_000_000}
+        completed = await queries.complete_training(
+            conn,
+            **attempt.fence,
+            name=model.name,
+            params=model.params,
+            config=model.config,
+            s3_prefix=model.s3_prefix,
+            manifest=model.manifest,
+            result=result | cost,
+            cost=cost,
+            topic=WEBHOOK_TOPICS["completed"],
+            amount_microusd=estimate.total_microusd,
+            line_items=list(estimate.line_items),
+            tokens=tokens_up_to(job, read_customer_spec(job.type, job.spec).total_steps),
+        )
+        if completed is not None:
             return JobRow.of(completed)
-    except LeaseLostError:
+    async with conn.transaction():
+        record = await queries.lock_attempt(conn, **attempt.fence)
+        if record is not None and record["cancel_requested_at"] is not None:
+            raise CancelPendingError(attempt)
         done = await completed_by(conn, attempt)
         if done is None:
-            raise
+            raise LeaseLostError(attempt)
         return done
 
 

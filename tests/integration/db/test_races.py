@@ -177,3 +177,42 @@ async def test_two_replicas_that_sweep_at_once_ring_and_reclaim_once(world: Any)
 
     totals = await asyncio.gather(*(replica() for _ in range(4)))
     assert [sum(column) for column in zip(*totals, strict=True)] == [1, 1]
+
+
+@pytest.mark.parametrize("write", ["append_events", "commit_checkpoint", "complete_training"])
+async def test_a_write_that_waited_for_the_row_sees_what_was_committed_meanwhile(world: Any, write: str) -> None:
+    attempt = await world.running()
+    async with world.pool.acquire() as ahead, world.pool.acquire() as behind:
+        async with ahead.transaction():
+            await attempts.append_events(ahead, attempt, [WorkerEvent(1, "phase", {}), WorkerEvent(2, "phase", {})])
+            writing = asyncio.create_task(WRITES[write](world, behind, attempt))
+            await _waits_for_a_lock(ahead, behind)
+        await writing
+    written = {"append_events": [], "commit_checkpoint": ["checkpoint"], "complete_training": ["completed"]}[write]
+    assert await world.event_types(attempt.job_id) == ["queued", "claimed", "phase", "phase", *written]
+
+
+async def test_completions_of_one_name_are_numbered_one_at_a_time(world: Any) -> None:
+    first = await world.train()
+    running = [await world.claim(first)]
+    for key in ("a", "b", "c"):
+        new = await world.new_train(first.account_id, key)
+        async with world.pool.acquire() as conn:
+            job, _ = await jobs.submit_job(conn, new)
+        running.append(await world.claim(job))
+
+    async def complete(attempt: Attempt) -> None:
+        async with world.pool.acquire() as conn:
+            await attempts.complete_training(conn, attempt, world.new_model(attempt), {})
+
+    await asyncio.gather(*(complete(attempt) for attempt in running))
+    versions = await world.pool.fetch("select version from models where name = 'grown' order by version")
+    assert [row["version"] for row in versions] == [1, 2, 3, 4]
+
+
+async def _waits_for_a_lock(watcher: Any, waiter: Any) -> None:
+    async with asyncio.timeout(10):
+        while not await watcher.fetchval(  # noqa: ASYNC110 - the condition is in Postgres
+            "select exists (select from pg_locks where pid = $1 and not granted)", waiter.get_server_pid()
+        ):
+            await asyncio.sleep(0.01)

@@ -34,40 +34,63 @@ with numbered as (
 insert into job_events (job_id, seq, type, data) select :job_id, event_seq, :type, :data from numbered
 returning seq;
 
--- name: append_attempt_events(numbers, types, payloads, phase, job_id, attempt_id)!
--- Number a worker's batch. The caller holds the fence and passes only events past jobs.attempt_events.
-with batch as (
+-- name: append_attempt_events(numbers, types, payloads, phase, job_id, epoch, attempt_id)$
+-- A worker's batch: number what has not been recorded yet and answer how many that were; of metrics, the later epoch
+-- wins a step. No row: the lease is lost.
+with held as (
+    select id, attempt_events from jobs
+    where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
+    for update
+), batch as (
     select number, type, data::jsonb as data, row_number() over (order by number) as place
-    from unnest(:numbers::int[], :types::text[], :payloads::text[]) as b (number, type, data)
+    from held, unnest(:numbers::int[], :types::text[], :payloads::text[]) as b (number, type, data)
+    where number > held.attempt_events
 ), numbered as (
     update jobs set
-        event_seq = event_seq + (select count(*) from batch),
-        attempt_events = (select max(number) from batch),
+        event_seq = event_seq + fresh.count,
+        attempt_events = fresh.last,
         phase = coalesce(:phase, phase),
-        grown_at = case when 'grown' = any(:types) then coalesce(grown_at, now()) else grown_at end
-    where id = :job_id
-    returning event_seq - (select count(*) from batch) as first
+        grown_at = case when fresh.grown then coalesce(grown_at, now()) else grown_at end
+    from (select count(*), max(number) as last, bool_or(type = 'grown') as grown from batch) as fresh
+    where jobs.id = :job_id and fresh.count > 0
+    returning event_seq - fresh.count as first
+), events as (
+    insert into job_events (job_id, seq, type, data, attempt_id, attempt_seq)
+    select :job_id, first + place, type, data, :attempt_id, number from batch, numbered
+), points as (
+    insert into job_metrics (job_id, step, epoch, point)
+    select :job_id, (data ->> 'step')::int, :epoch, data from batch where type = 'metrics'
+    on conflict (job_id, step) do update set epoch = excluded.epoch, point = excluded.point
+    where job_metrics.epoch <= excluded.epoch
 )
-insert into job_events (job_id, seq, type, data, attempt_id, attempt_seq)
-select :job_id, first + place, type, data, :attempt_id, number from batch, numbered;
+select (select count(*) from batch) from held;
 
--- name: upsert_metrics(job_id, epoch, steps, points)!
--- The later epoch wins a step.
-insert into job_metrics (job_id, step, epoch, point)
-select :job_id, step, :epoch, point::jsonb from unnest(:steps::int[], :points::text[]) as m (step, point)
-on conflict (job_id, step) do update set epoch = excluded.epoch, point = excluded.point
-where job_metrics.epoch <= excluded.epoch;
-
--- name: insert_checkpoint(job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)^
-insert into checkpoints (job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)
-values (:job_id, :step, :epoch, :attempt_id, :format_version, :turn_end, :s3_prefix, :manifest)
-on conflict (job_id, step, epoch) do nothing
-returning step;
-
--- name: advance_checkpoint(step, job_id)!
--- Progress: the counters of interruptions without progress start anew.
-update jobs set last_checkpoint_step = greatest(last_checkpoint_step, :step), crashes = 0, losses = 0
-where id = :job_id and last_checkpoint_step < :step;
+-- name: commit_checkpoint(step, format_version, turn_end, s3_prefix, manifest, data, topic, job_id, epoch, attempt_id)$
+-- The checkpoint, the progress it makes (the counters of interruptions without progress start anew), the event and the
+-- webhook's row. Repeated, it changes nothing. No row: the lease is lost.
+with held as (
+    select id from jobs
+    where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
+    for update
+), stored as (
+    insert into checkpoints (job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)
+    select id, :step, :epoch, :attempt_id, :format_version, :turn_end, :s3_prefix, :manifest from held
+    on conflict (job_id, step, epoch) do nothing
+    returning step
+), advanced as (
+    update jobs set
+        last_checkpoint_step = greatest(last_checkpoint_step, stored.step),
+        crashes = case when last_checkpoint_step < stored.step then 0 else crashes end,
+        losses = case when last_checkpoint_step < stored.step then 0 else losses end,
+        event_seq = event_seq + 1
+    from stored where jobs.id = :job_id
+    returning id, event_seq, internal
+), event as (
+    insert into job_events (job_id, seq, type, data) select id, event_seq, 'checkpoint', :data from advanced
+), hook as (
+    insert into outbox (job_id, seq, topic) select id, event_seq, :topic from advanced where not internal
+)
+select id from held;
 
 -- name: readable_checkpoints(job_id)
 -- Newest first; at one step the later epoch first.
@@ -87,22 +110,9 @@ update jobs set last_checkpoint_step = coalesce(
     (select max(step) from checkpoints where job_id = :job_id and state = 'ok'), 0)
 where id = :job_id;
 
--- name: new_id()$
--- An id that sorts by time (RFC 9562, version 7).
-select uuidv7();
-
 -- name: lock_model_name(account_id, name)$
 -- Versions of one name are numbered one at a time.
 select pg_advisory_xact_lock(hashtextextended(:account_id::uuid || '/' || :name, 0));
-
--- name: insert_model(id, account_id, job_id, name, params, base_model_id, parent_model_id, config, s3_prefix, manifest)^
-insert into models (
-    id, account_id, job_id, name, version, params, base_model_id, parent_model_id, config, s3_prefix, manifest
-)
-select :id, :account_id, :job_id, :name,
-    coalesce((select max(version) from models where account_id = :account_id and name = :name), 0) + 1,
-    :params, :base_model_id, :parent_model_id, :config, :s3_prefix, :manifest
-returning *;
 
 -- name: insert_ledger(account_id, job_id, amount_microusd, line_items, tokens, price_version)!
 insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version, gpu_seconds)

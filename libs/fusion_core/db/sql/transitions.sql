@@ -42,6 +42,42 @@ update jobs set cancel_requested_at = coalesce(cancel_requested_at, now()) where
 -- running -> running
 update jobs set stop_requested_at = coalesce(stop_requested_at, now()) where id = :job_id and state = 'running';
 
+-- name: complete_training(name, params, config, s3_prefix, manifest, result, cost, topic, amount_microusd, line_items, tokens, job_id, epoch, attempt_id)^
+-- running -> completed. Refused while a cancel is pending. With it, in one statement: the model, the final event, the
+-- webhook's row and the ledger's line. Rows that refer to each other are checked at the statement's end.
+with held as (
+    select * from jobs
+    where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
+        and cancel_requested_at is null
+    for update
+), model as (
+    insert into models (
+        account_id, job_id, name, version, params, base_model_id, parent_model_id, config, s3_prefix, manifest
+    )
+    select
+        held.account_id, held.id, :name, next_model_version(held.account_id, :name), :params,
+        coalesce(held.base_model_id, parent.base_model_id), held.source_model_id, :config, :s3_prefix, :manifest
+    from held left join models parent on parent.id = held.source_model_id
+    returning id
+), completed as (
+    update jobs set
+        state = 'completed', lease_owner = null, lease_expires_at = null, phase = null, finished_at = now(),
+        output_model_id = model.id, result = :result, event_seq = event_seq + 1
+    from model
+    where jobs.id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
+    returning jobs.*
+), event as (
+    insert into job_events (job_id, seq, type, data)
+    select id, event_seq, 'completed', :cost::jsonb || jsonb_build_object('output_model_id', output_model_id)
+    from completed
+), hook as (
+    insert into outbox (job_id, seq, topic) select id, event_seq, :topic from completed
+), billed as (
+    insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version, gpu_seconds)
+    select account_id, id, :amount_microusd, :line_items, :tokens, price_version, gpu_seconds from completed
+)
+select * from completed;
+
 -- name: complete_job(output_model_id, result, job_id, epoch, attempt_id)^
 -- running -> completed. Refused while a cancel is pending.
 update jobs set
