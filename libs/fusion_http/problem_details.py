@@ -91,7 +91,8 @@ def describe(code: str, detail: str = "", errors: Sequence[FieldError] = ()) -> 
 def respond(
     code: str, detail: str = "", errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
 ) -> Response[ProblemDetails]:
-    """The answer for one code."""
+    """The answer for one code, which the log's line of this request names, too."""
+    structlog.contextvars.bind_contextvars(problem=code)
     body = describe(code, detail, errors)
     extra = _HEADERS_OF_STATUS.get(body.status, {})
     return Response(body, status_code=body.status, media_type=MEDIA_TYPE, headers={**extra, **(headers or {})})

@@ -2,7 +2,8 @@
 
 import re
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -26,6 +27,16 @@ def add_header(scope: Any, name: str, value: str) -> None:
     scope.setdefault(_HEADERS, []).append((name.lower().encode(), value.encode()))
 
 
+class Answered(NamedTuple):
+    """What became of a request: `route` is the template of its path, `seconds` is the time to the answer's head."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+    problem: str | None
+
+
 class RequestContext:
     """ASGI: takes or mints x-request-id, answers it, binds it to the logs, and logs one line a request.
 
@@ -33,10 +44,18 @@ class RequestContext:
     `most_at_once`, of which streams are a part.
     """
 
-    def __init__(self, app: ASGIApp, body_deadline_s: float = 20.0, most_at_once: int = MOST_AT_ONCE) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_deadline_s: float = 20.0,
+        most_at_once: int = MOST_AT_ONCE,
+        watch: Callable[[Answered], None] = lambda _: None,
+    ) -> None:
+        """`watch` is told of each request once it is over."""
         self._app = app
         self._body_deadline_s = body_deadline_s
         self._most_at_once = most_at_once
+        self._watch = watch
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,12 +64,12 @@ class RequestContext:
             return
         request_id = _request_id(scope)
         started = time.monotonic()
-        status = 0
+        status, seconds = 0, 0.0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, seconds = message["status"], time.monotonic() - started
                 headers: Any = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
                 headers += scope.get(_HEADERS, [])
                 headers += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
@@ -69,10 +88,15 @@ class RequestContext:
             self._open -= 1
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+            if status:  # else the client left before there was an answer
+                problem = structlog.contextvars.get_contextvars().get("problem")
+                route = scope.get("path_template") or "unmatched"
+                self._watch(Answered(scope["method"], route, status, seconds, problem))
 
 
 async def _refuse(send: Send) -> None:
     """503, before anything is spent on the request."""
+    structlog.contextvars.bind_contextvars(problem="not_ready")
     body = msgspec.json.encode(describe("not_ready", "too many requests are open"))
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(b"retry-after", b"2"), (b"connection", b"close")]

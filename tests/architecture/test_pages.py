@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 
+import fusion_api.metrics
+import fusion_orchestrator.metrics
+import fusion_worker.metrics
 import pytest
-from fusion_orchestrator.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("libs", "services", "tests", "bench", "docs", "deploy")
@@ -95,9 +98,21 @@ def test_the_tree_is_read_with_its_nesting(tree: str) -> None:
     assert tree_paths(tree) == expected
 
 
-def test_every_metric_is_explained_and_no_other() -> None:
-    collected = {family.name for family in Metrics().registry.collect()}
-    explained = set(
-        re.findall(r"^\| `(fusion_\w+?)(?:_total)?` ", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
-    )
-    assert explained == collected
+@pytest.mark.parametrize("service", [fusion_orchestrator.metrics, fusion_worker.metrics, fusion_api.metrics])
+def test_every_metric_is_explained_and_no_other(service: ModuleType) -> None:
+    """Each service's table has its registry's names, types and labels."""
+    title = f"### Of the {service.__name__.split('.')[0].removeprefix('fusion_')}"
+    table = (ROOT / "docs/operations.md").read_text().split(f"\n{title}\n")[1].split("\n#")[0]
+    explained = re.findall(r"^\| `(fusion_\w+)` \| (\w+)(?:, by ([\w, ]+))? \| [^|]+ \|$", table, re.MULTILINE)
+    expected = {
+        (family.name + "_total" * (family.type == "counter"), family.type, labels_of(service, family.name))
+        for family in service.Metrics().registry.collect()
+    }
+    assert {
+        (name, kind, frozenset(re.findall(r"\w+", by.replace(" and ", " ")))) for name, kind, by in explained
+    } == expected
+
+
+def labels_of(service: ModuleType, name: str) -> frozenset[str]:
+    metrics = vars(service.Metrics()).values()
+    return next(frozenset(one._labelnames) for one in metrics if getattr(one, "_name", None) == name)

@@ -27,12 +27,16 @@ INTERNAL_TOPICS = {
     "ingest": {"completed": "dataset.ready", "failed": "dataset.failed", "cancelled": "dataset.failed"},
     "sample": {},
 }
+# Counted by the orchestrator that empties the outbox, so they get a row even where nobody can subscribe to them.
+COUNTED = frozenset({"claimed", "interrupted", "quarantined", "completed", "failed", "cancelled"})
 
 
 async def record_event(conn: Connection, job: JobRow, event_type: str, data: dict[str, Any] | None = None) -> int:
-    """Append one of the platform's own events, and its outbox row where customers can subscribe to it."""
+    """Append one of the platform's own events, and its outbox row where customers subscribe to it or it is counted."""
     seq: int = await queries.append_event(conn, job_id=job.id, type=event_type, data=data or {})
     topic = INTERNAL_TOPICS.get(job.type, WEBHOOK_TOPICS).get(event_type)
+    if topic is None and event_type in COUNTED:
+        topic = f"internal.{event_type}"
     if topic is not None:
         await queries.insert_outbox(conn, job_id=job.id, seq=seq, topic=topic)
     return seq

@@ -137,12 +137,12 @@ async def _lock_enabled(conn: Connection, account_id: UUID, endpoint_id: UUID) -
 # -- the orchestrator's side -----------------------------------------------------------------------------------------
 
 
-async def fan_out(conn: Connection, *, limit: int) -> int:
-    """Turn the oldest events of the outbox into deliveries; answers how many events were taken."""
+async def fan_out(conn: Connection, *, limit: int) -> Sequence[Mapping[str, Any]]:
+    """Turn the oldest events of the outbox into deliveries; answers the events taken, each once to one replica."""
     async with conn.transaction():
         events = [row async for row in queries.take_outbox(conn, limit=limit)]
         if not events:
-            return 0
+            return events
         accounts = list({event["account_id"] for event in events})
         endpoints = [row async for row in queries.webhooks_of_accounts(conn, account_ids=accounts)]
         chosen = [
@@ -164,7 +164,7 @@ async def fan_out(conn: Connection, *, limit: int) -> int:
         await queries.finish_outbox(
             conn, job_ids=[event["job_id"] for event in events], seqs=[event["seq"] for event in events]
         )
-        return len(events)
+        return events
 
 
 def event_data(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,9 @@ def main() -> None:
     forget_secrets(ApiSettings)
     logs.configure("api", settings.log_format)
     app = create_app(settings)
+    app.state.metrics.serve(settings)
     config = uvicorn.Config(
-        RequestContext(app, settings.client_deadline_s),
+        RequestContext(app, settings.client_deadline_s, watch=app.state.metrics.answered),
         http=BoundedProtocol.within(settings.client_deadline_s, settings.max_body_bytes),
         ws="none",
         host=settings.host,

@@ -44,6 +44,7 @@ from fusion_api import (
 )
 from fusion_api.auth import provide_caller
 from fusion_api.idempotency import provide_once
+from fusion_api.metrics import Metrics
 from fusion_api.openapi_document import DocumentPlugin, get_document
 from fusion_api.services import open_services, provide_services
 from fusion_api.settings import ApiSettings
@@ -115,6 +116,7 @@ def create_app(settings: ApiSettings) -> Litestar:
 
     def set_state(config: AppConfig) -> AppConfig:
         config.state.settings = settings
+        config.state.metrics = Metrics()
         return config
 
     return Litestar(

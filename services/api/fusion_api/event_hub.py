@@ -42,6 +42,11 @@ class EventHub:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def streams(self) -> int:
+        """How many wait for something new."""
+        return sum(len(bells) for bells in list(self._bells.values()))
+
     @contextlib.contextmanager
     def bell(self, job_id: UUID) -> Iterator[asyncio.Event]:
         """An event that is set whenever the job may have something new. Clear it, look, then wait for it."""

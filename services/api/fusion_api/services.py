@@ -35,6 +35,7 @@ async def open_services(app: Litestar) -> AsyncIterator[None]:
         stack.push_async_callback(limiter.aclose)
         storage = await stack.enter_async_context(Storage(settings))
         hub = await stack.enter_async_context(EventHub(settings.database_url))
+        app.state.metrics.watch(pool, hub)
         app.state.services = Services(pool, storage, hub, limiter, settings)
         yield
 

@@ -34,6 +34,10 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """What one API key may send."""
     max_connections: int = 20
     """Connections to Postgres that one process holds at most."""
+    metrics_port: int = 0
+    """Where /metrics answers for Prometheus; 0: nowhere."""
+    metrics_host: str = "127.0.0.1"
+    """The address that /metrics listens on; let no customer reach it."""
     webhook_key: Secret | None = None
     webhook_allow_http: bool = False
     webhook_allow_private: str = ""

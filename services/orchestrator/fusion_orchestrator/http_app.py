@@ -1,4 +1,4 @@
-"""What operators and Kubernetes ask of a replica: /health, /ready and /metrics, on a port of its own."""
+"""What operators and Kubernetes ask of a replica: /health, /ready, /metrics and /demand, on a port of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from litestar import Litestar, Response, get
 from litestar.datastructures import State
+from litestar.params import FromPath
 
 from fusion_orchestrator.admin.server import serving_admin
 from fusion_orchestrator.doorbell import DATABASE_AWAY
@@ -24,6 +25,12 @@ class Answer(msgspec.Struct, frozen=True):
     """`status` is ok or what is wrong."""
 
     status: str
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """Of a pool: jobs that run, and those that could start at once if there were a worker."""
+
+    demand: int
 
 
 @get("/health", summary="Alive: every loop runs")
@@ -49,11 +56,21 @@ async def ready(state: State) -> Response[Answer]:
 async def metrics(state: State) -> bytes:
     service: Service = state.service
     try:
-        await service.metrics.observe(service.pool)
+        await service.figures.refresh()
     except DATABASE_AWAY as error:
-        service.metrics.forget()
         log.warning("metrics_without_database", error=repr(error))
     return service.metrics.text()
+
+
+@get("/demand/{pool:str}", summary="Slots that a pool wants, for autoscalers")
+async def demand(state: State, pool: FromPath[str]) -> Response[Demand | Answer]:
+    """A pool that nobody has heard of wants nothing. Without Postgres 503, so that an autoscaler changes nothing."""
+    service: Service = state.service
+    try:
+        await service.figures.refresh()
+    except DATABASE_AWAY as error:
+        return Response(Answer(f"Postgres does not answer: {type(error).__name__}"), status_code=503)
+    return Response(Demand(service.figures.demand.get(pool, 0)))
 
 
 def create_app(settings: OrchestratorSettings) -> Litestar:
@@ -67,5 +84,5 @@ def create_app(settings: OrchestratorSettings) -> Litestar:
             yield
         log.info("stopped")
 
-    handlers: list[Any] = [health, ready, metrics]
+    handlers: list[Any] = [health, ready, metrics, demand]
     return Litestar(handlers, lifespan=[lifespan], openapi_config=None, logging_config=None)

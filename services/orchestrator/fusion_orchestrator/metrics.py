@@ -1,11 +1,13 @@
-"""The orchestrator's figures for Prometheus; docs/operations.md explains each name."""
+"""The orchestrator's figures for Prometheus; docs/operations.md explains each name.
 
-from datetime import UTC, datetime
+No label has an id in it: pools are the operator's words, types, states, reasons and codes are closed lists.
+"""
 
-from fusion_core.db.pool import Pool, queries
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_DEADLINE_S = 5.0
+QUEUE_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+PRICED_TYPES = ("train", "finetune", "contract")
+SWEEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Metrics:
@@ -13,16 +15,67 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._describe_database()
+        self._describe_events()
+        self._describe_loops()
+
+    def _describe_database(self) -> None:
+        """What each scrape reads in Postgres (`figures.py`): the same from every replica."""
+        self.database_up = self._gauge("fusion_database_up", "1 when Postgres answered this scrape")
+        self.demand = self._gauge("fusion_pool_demand", "Slots wanted: running jobs and those that may start", ["pool"])
+        self.queue_age = self._gauge(
+            "fusion_queue_age_seconds", "For how long the job that has waited longest could have started", ["pool"]
+        )
         self.jobs = self._gauge("fusion_jobs", "Jobs that have not ended", ["pool", "state"])
         self.oldest_queued = self._gauge(
             "fusion_oldest_queued_age_seconds", "Age of the oldest queued job, since it was created", ["pool"]
+        )
+        self.quarantined = self._gauge("fusion_quarantined_jobs", "Jobs that wait for an operator's look", ["pool"])
+        self.overdue = self._gauge("fusion_leases_overdue", "Running jobs whose lease has run out")
+        self.checkpoint_age = self._gauge(
+            "fusion_checkpoint_age_seconds",
+            "The longest that a running job has gone without a checkpoint",
+            ["pool"],
+        )
+        self.checkpoint_ages = self._gauge(
+            "fusion_checkpoint_age_jobs", "Running jobs by time without a checkpoint, cumulative", ["pool", "le"]
+        )
+        self.workers = self._gauge("fusion_workers", "Workers that are not gone", ["pool", "state"])
+        self.worker_failures = self._gauge(
+            "fusion_worker_failures_in_a_row", "Most attempts in a row that crashed on one worker", ["pool"]
         )
         self.outbox_depth = self._gauge("fusion_outbox_depth", "Events that wait to become webhook deliveries")
         self.webhook_backlog = self._gauge("fusion_webhook_backlog", "Webhook deliveries that are due and not done")
         self.webhook_lag = self._gauge(
             "fusion_webhook_backlog_age_seconds", "For how long the oldest webhook delivery has been due"
         )
-        self.database_up = self._gauge("fusion_database_up", "1 when Postgres answered this scrape")
+
+    def _describe_events(self) -> None:
+        """What is counted as the outbox is emptied (`event_counts.py`): each event by one replica."""
+        self.claims = self._counter("fusion_attempts", "Attempts begun", ["pool", "type"])
+        self.claim_latency = Histogram(
+            "fusion_claim_latency_seconds",
+            "From a job's creation to its first claim",
+            ["pool"],
+            buckets=QUEUE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.interruptions = self._counter(
+            "fusion_interruptions", "Attempts that gave their job back", ["reason", "code"]
+        )
+        self.quarantines = self._counter("fusion_quarantines", "Jobs held because they kept losing their workers")
+        self.ended = self._counter("fusion_jobs_ended", "Jobs that reached their end", ["type", "state", "code"])
+        self.billed = self._counter("fusion_ledger_microusd", "Micro-dollars written to the ledger", ["type"])
+        self.ledger_faults = self._counter("fusion_ledger_faults", "Ended jobs whose ledger entry is absent or wrong")
+        for job_type in PRICED_TYPES:
+            self.ended.labels(job_type, "completed", "none")
+            self.billed.labels(job_type)
+        for reason in ("lost", "drain"):
+            self.interruptions.labels(reason, "none")
+        self.interruptions.labels("crash", "trainer_crashed")
+
+    def _describe_loops(self) -> None:
+        """What this replica does."""
         self.listening = self._gauge("fusion_doorbell_listening", "1 while LISTEN is connected")
         self.rings = self._counter("fusion_rings", "Doorbell messages sent", ["pool"])
         self.ring_errors = self._counter("fusion_ring_errors", "Rings that Redis did not take")
@@ -34,7 +87,10 @@ class Metrics:
             "fusion_retention_rows", "Rows taken away because their period is over", ["rule"]
         )
         self.loop_errors = self._counter("fusion_loop_errors", "Passes of a loop that ended in an error", ["loop"])
-        self.sweep_seconds = Histogram("fusion_sweep_duration_seconds", "One reclaim sweep", registry=self.registry)
+        self.last_pass = self._gauge("fusion_loop_last_pass_timestamp_seconds", "When a loop last succeeded", ["loop"])
+        self.sweep_seconds = Histogram(
+            "fusion_sweep_duration_seconds", "One reclaim sweep", buckets=SWEEP_BUCKETS_S, registry=self.registry
+        )
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
         return Gauge(name, text, labels or [], registry=self.registry)
@@ -42,32 +98,6 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(name, text, labels or [], registry=self.registry)
 
-    async def observe(self, pool: Pool) -> None:
-        """Read the figures that live in Postgres. Raises OSError, TimeoutError or asyncpg's errors."""
-        async with pool.acquire(timeout=_DEADLINE_S) as conn:
-            rows = [row async for row in queries.jobs_by_state(conn)]
-            depth = await queries.outbox_depth(conn)
-            backlog = await queries.webhook_backlog(conn)
-        self.forget()
-        for row in rows:
-            self.jobs.labels(row["pool"], row["state"]).set(row["jobs"])
-            if row["state"] == "queued":
-                self.oldest_queued.labels(row["pool"]).set(_age_s(row["oldest"]))
-        self.outbox_depth.set(depth)
-        self.webhook_backlog.set(backlog["deliveries"])
-        self.webhook_lag.set(_age_s(backlog["oldest"]))
-        self.database_up.set(1)
-
-    def forget(self) -> None:
-        """Drop what Postgres said before: a pool without jobs has no figures, and old ones would mislead."""
-        self.jobs.clear()
-        self.oldest_queued.clear()
-        self.database_up.set(0)
-
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-def _age_s(moment: datetime | None) -> float:
-    return 0.0 if moment is None else max(0.0, (datetime.now(UTC) - moment).total_seconds())

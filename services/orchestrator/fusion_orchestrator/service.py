@@ -12,6 +12,7 @@ from fusion_core.storage import Storage
 
 from fusion_orchestrator import retention
 from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
+from fusion_orchestrator.figures import Figures
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.prune import Pruner
 from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
@@ -37,6 +38,7 @@ class Service:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
+        self.figures = Figures(pool, metrics)
         self._doorbell = doorbell
         self._webhooks = webhooks
         self.tasks: list[asyncio.Task[None]] = []
@@ -120,6 +122,7 @@ class Service:
             try:
                 async with asyncio.timeout(_DEADLINES_S.get(name, _PASS_DEADLINE_S)):
                     await one_pass()
+                self.metrics.last_pass.labels(name).set_to_current_time()
             except DATABASE_AWAY as error:
                 self.metrics.loop_errors.labels(name).inc()
                 log.warning("pass_failed", loop=name, error=repr(error))

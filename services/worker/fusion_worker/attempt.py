@@ -23,6 +23,7 @@ from fusion_core.untrusted_files import read_untrusted
 from fusion_worker.events_pump import EventsPump
 from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.input_cache import InputCache
+from fusion_worker.metrics import Metrics
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.staging import Stager, UploadRejectedError, output_name
@@ -41,6 +42,7 @@ class Machine(NamedTuple):
     storage: Storage
     cache: InputCache
     settings: WorkerSettings
+    metrics: Metrics
 
 
 class AttemptRunner:
@@ -55,9 +57,9 @@ class AttemptRunner:
         self._run_dir.mkdir(parents=True)
         self._trainer: TrainerProcess | None = None
         pool, settings = machine.pool, machine.settings
-        self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir)
-        self._uploader = CheckpointUploader(pool, machine.storage, settings, attempt)
-        self._pump = EventsPump(pool, settings, attempt, self._run_dir, self._uploader.add)
+        self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir, machine.metrics)
+        self._uploader = CheckpointUploader(pool, machine.storage, settings, attempt, machine.metrics)
+        self._pump = EventsPump(pool, settings, attempt, self._run_dir, self._uploader.add, machine.metrics)
 
     def drain(self) -> None:
         """Stop at a checkpoint and release the job; within the grace period in any case."""
@@ -241,6 +243,7 @@ class AttemptRunner:
         code = "disk_full" if full else "trainer_crashed"
         last = full or tail.splitlines()
         message = last[-1][-500:] if last else f"the trainer ended with {self._trainer.returncode}"
+        self._machine.metrics.crashed(code)
         log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
         await self._save_and_report(code, message)
 
@@ -263,6 +266,7 @@ class AttemptRunner:
 
     async def _report_crash(self, error: Exception) -> None:
         code = _code_of(error)
+        self._machine.metrics.crashed(code)
         log.error("attempt_crashed", code=code, error=repr(error), exc_info=error)
         shutil.rmtree(self._run_dir, ignore_errors=True)
         try:

@@ -21,6 +21,7 @@ from fusion_core.storage import Storage
 from fusion_worker.attempt import AttemptRunner, Machine
 from fusion_worker.doorbell import Doorbell
 from fusion_worker.input_cache import InputCache
+from fusion_worker.metrics import Metrics
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.slot import Slot
 from fusion_worker.trainer_process import kill_strays
@@ -36,6 +37,7 @@ class Daemon:
         self._claimer = Claimer(worker_id=uuid4(), pool=settings.pool)
         self._draining = asyncio.Event()
         self._runner: AttemptRunner | None = None
+        self.metrics = Metrics()
 
     async def run(self) -> None:
         """Until drained. Raises what opening Postgres raises at the start."""
@@ -44,6 +46,7 @@ class Daemon:
         # What a crashed predecessor left: claim nothing before its trainers are gone.
         await asyncio.to_thread(kill_strays, work_dir / "runs")
         shutil.rmtree(work_dir / "runs", ignore_errors=True)
+        self.metrics.serve(self._settings)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
@@ -51,8 +54,8 @@ class Daemon:
             pool = await connect_pool(self._settings.database_url, application_name="fusion-worker", max_size=4)
             stack.push_async_callback(asyncio.wait_for, pool.close(), 10)
             storage = await stack.enter_async_context(Storage(self._settings))
-            cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage)
-            self._machine = Machine(pool, storage, cache, self._settings)
+            cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)
+            self._machine = Machine(pool, storage, cache, self._settings, self.metrics)
             self._slot = Slot(pool, self._claimer, self._settings)
             doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
             async with _running(doorbell.run()), _running(self._report_for_ever()):
@@ -101,10 +104,13 @@ class Daemon:
             if self._draining.is_set():
                 self._runner.drain()
             await self._report("busy", attempt)
+            self.metrics.busy.set(1)
             try:
-                await self._runner.run()
+                with self.metrics.attempts.labels(job.type).time():
+                    await self._runner.run()
             finally:
                 self._runner = None
+                self.metrics.attempt_ended()
             await self._report("idle")
 
     async def _report_for_ever(self) -> None:

@@ -22,8 +22,10 @@ from fusion_core.trainer_protocol import (
     Stopped,
     TrainerEvent,
 )
+from fusion_core.trainer_protocol import Metrics as TrainingPoint
 from fusion_core.untrusted_files import inside
 
+from fusion_worker.metrics import Metrics
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.stall_watch import StallWatch
@@ -41,6 +43,7 @@ class EventsPump:
         attempt: Attempt,
         run_dir: Path,
         on_checkpoint: Callable[[CheckpointSaved], Awaitable[None]],
+        metrics: Metrics,
     ) -> None:
         self._pool = pool
         self._settings = settings
@@ -48,6 +51,7 @@ class EventsPump:
         self._run_dir = run_dir
         self._reader = EventReader(run_dir)
         self._on_checkpoint = on_checkpoint
+        self._metrics = metrics
         self.export: ExportSaved | None = None
         self.shards: list[ShardSaved] = []
         self.outcome: Outcome | None = None
@@ -87,6 +91,8 @@ class EventsPump:
             elif isinstance(event, Finished | Stopped | Rejected):
                 self.outcome = event
             else:
+                if isinstance(event, TrainingPoint):
+                    self._metrics.trained(event)
                 phase = event.phase if isinstance(event, PhaseChanged) else phase
                 public.append(_public(number, event))
         if public:

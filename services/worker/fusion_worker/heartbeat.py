@@ -10,6 +10,7 @@ from fusion_core.db.attempts import Attempt, LeaseLostError
 from fusion_core.db.pool import POSTGRES_AWAY, Pool
 from fusion_core.trainer_protocol import StopReason, write_control
 
+from fusion_worker.metrics import Metrics
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -18,11 +19,12 @@ log = structlog.get_logger()
 class Heartbeat:
     """Renews until cancelled. Ends with LeaseLostError, or by itself once cut off past the isolation limit."""
 
-    def __init__(self, pool: Pool, settings: WorkerSettings, attempt: Attempt, run_dir: Path) -> None:
+    def __init__(self, pool: Pool, settings: WorkerSettings, attempt: Attempt, run_dir: Path, metrics: Metrics) -> None:
         self._pool = pool
         self._settings = settings
         self._attempt = attempt
         self._run_dir = run_dir
+        self._metrics = metrics
         self._stop: StopReason | None = None
         self.asked = asyncio.Event()
         """Set once the trainer has been asked to stop, for whatever reason."""
@@ -50,15 +52,18 @@ class Heartbeat:
                 async with self._pool.acquire(timeout=self._settings.heartbeat_s) as connection:
                     renewal = await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
             except POSTGRES_AWAY as error:
+                self._metrics.renewals.labels("missed").inc()
                 cut_off_s = time.monotonic() - self._last_renewal
                 log.warning("heartbeat_missed", error=str(error), cut_off_s=round(cut_off_s, 1))
                 if cut_off_s > self._settings.isolation_limit_s:
                     self.ask_to_stop("drain")
                 continue
             except LeaseLostError:
+                self._metrics.renewals.labels("lost").inc()
                 log.warning("lease_lost")
                 raise
             self._last_renewal = time.monotonic()
+            self._metrics.renewals.labels("renewed").inc()
             if renewal.cancel:
                 self.ask_to_stop("cancel")
             elif renewal.stop:

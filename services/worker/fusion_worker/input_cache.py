@@ -10,6 +10,8 @@ from pathlib import Path
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry
 
+from fusion_worker.metrics import Metrics
+
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
@@ -19,10 +21,11 @@ def sha256_of(path: Path) -> str:
 class InputCache:
     """One folder of files named by their SHA-256."""
 
-    def __init__(self, folder: Path, limit_bytes: int, storage: Storage) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, storage: Storage, metrics: Metrics) -> None:
         self._folder = folder
         self._limit = limit_bytes
         self._storage = storage
+        self._metrics = metrics
         folder.mkdir(parents=True, exist_ok=True)
 
     async def place(self, key: str, entry: FileEntry, destination: Path) -> None:
@@ -31,7 +34,9 @@ class InputCache:
         Raises ObjectMissingError, ObjectCorruptError, OSError (ENOSPC where it cannot fit).
         """
         cached = self._folder / entry.sha256
-        if not await asyncio.to_thread(self._intact, cached, entry):
+        found = await asyncio.to_thread(self._intact, cached, entry)
+        self._metrics.cache.labels("hit" if found else "miss").inc()
+        if not found:
             await asyncio.to_thread(self._make_room, entry.size)
             await self._storage.download_file(key, cached, entry)
         os.utime(cached)

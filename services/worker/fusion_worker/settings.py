@@ -38,6 +38,10 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """Cached inputs beyond this are evicted, least recently used first."""
     min_free_bytes: int = 2**30
     """With less free space no job is claimed."""
+    metrics_port: int = 0
+    """Where /metrics answers for Prometheus; 0: nowhere."""
+    metrics_host: str = "127.0.0.1"
+    """The address that /metrics listens on."""
     trainer_command: str = ""
     """Overrides how trainers are launched; the run directory is appended."""
     trainer_user: str = ""

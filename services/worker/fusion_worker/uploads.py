@@ -16,6 +16,7 @@ from fusion_core.storage import ObjectCorruptError, Storage
 from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, FileEntry, Manifest
 from fusion_core.untrusted_files import inside
 
+from fusion_worker.metrics import Metrics
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 
@@ -88,11 +89,14 @@ async def _verify(storage: Storage, key: str, entry: FileEntry) -> None:
 class CheckpointUploader:
     """One upload in flight; of those that wait, turn ends and the newest survive."""
 
-    def __init__(self, pool: Pool, storage: Storage, settings: WorkerSettings, attempt: Attempt) -> None:
+    def __init__(
+        self, pool: Pool, storage: Storage, settings: WorkerSettings, attempt: Attempt, metrics: Metrics
+    ) -> None:
         self._pool = pool
         self._storage = storage
         self._settings = settings
         self._attempt = attempt
+        self._metrics = metrics
         self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
         self._waiting: list[CheckpointSaved] = []
         self._changed = asyncio.Condition()
@@ -131,6 +135,7 @@ class CheckpointUploader:
         try:
             await uploading(f"the checkpoint of step {saved.step}", lambda: self._upload(saved))
         except UploadFailedError as error:
+            self._metrics.given_up.inc()
             log.error("checkpoint_given_up", step=saved.step, error=str(error))
             await self._tell(saved, str(error))
 
@@ -142,7 +147,9 @@ class CheckpointUploader:
 
     async def _upload(self, saved: CheckpointSaved) -> None:
         prefix = s3_keys.checkpoint(self._prefix, saved.step)
-        await upload_folder(self._storage, Path(saved.path), prefix, saved.manifest)
+        with self._metrics.upload_seconds.time(), self._metrics.upload_failures.count_exceptions():
+            await upload_folder(self._storage, Path(saved.path), prefix, saved.manifest)
+        self._metrics.upload_bytes.observe(saved.manifest.size)
         checkpoint = NewCheckpoint(
             step=saved.step,
             turn_end=saved.turn_end,

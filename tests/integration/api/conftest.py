@@ -146,7 +146,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def http(common_settings: CommonSettings, storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings), webhook_key="test-key-" * 4))
-    transport = httpx.ASGITransport(RequestContext(app), raise_app_exceptions=False)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(RequestContext(app, watch=app.state.metrics.answered), raise_app_exceptions=False)  # type: ignore[arg-type]
     hooks = {"response": [check_documented]}
     client = httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30, event_hooks=hooks)
     async with open_services(app), client:

@@ -10,6 +10,7 @@ import pytest
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry
 from fusion_worker.input_cache import InputCache
+from fusion_worker.metrics import Metrics
 
 
 class Objects:
@@ -34,7 +35,7 @@ def objects() -> Objects:
 
 
 def cache_of(objects: Objects, folder: Path, limit: int = 1000) -> InputCache:
-    return InputCache(folder, limit, cast(Storage, objects))
+    return InputCache(folder, limit, cast(Storage, objects), Metrics())
 
 
 async def test_a_second_use_downloads_nothing(objects: Objects, tmp_path: Path) -> None:

@@ -34,10 +34,3 @@ order by pool, place;
 update jobs set ring_count = ring_count + 1, rung_at = now()
 where id = :job_id and state = 'queued' and lease_epoch = :epoch and ring_count = :ring_count
 returning ring_count;
-
--- name: jobs_by_state()
-select pool, state, count(*) as jobs, min(created_at) as oldest from jobs
-where state in ('queued', 'running', 'stopped') group by pool, state;
-
--- name: outbox_depth()$
-select count(*) from outbox where fanned_out_at is null;

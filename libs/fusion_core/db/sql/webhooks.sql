@@ -69,11 +69,12 @@ returning *;
 
 -- name: take_outbox(limit)
 -- The oldest events that wait for their fan-out, locked; other replicas take others.
-select o.job_id, o.seq, o.topic, o.created_at, e.created_at as occurred_at, e.data, j.account_id, j.type as job_type,
-    j.dataset_id
+select o.job_id, o.seq, o.topic, o.created_at, e.type as event_type, e.created_at as occurred_at, e.data, j.account_id,
+    j.type as job_type, j.dataset_id, j.pool, j.created_at as submitted_at, j.reserved_microusd, l.amount_microusd
 from outbox o
 join job_events e on e.job_id = o.job_id and e.seq = o.seq
 join jobs j on j.id = o.job_id
+left join ledger l on l.job_id = o.job_id
 where o.fanned_out_at is null
 order by o.created_at limit :limit
 for update of o skip locked;
@@ -177,10 +178,6 @@ update webhook_deliveries set
     response_status = :response_status, response_snippet = :response_snippet, error = :error
 where id = :delivery_id and lease_epoch = :lease_epoch and state = 'pending'
 returning id;
-
--- name: webhook_backlog()^
-select count(*) as deliveries, min(next_attempt_at) as oldest from webhook_deliveries
-where state = 'pending' and next_attempt_at <= now();
 
 -- name: forget_deliveries(days, limit)!
 delete from webhook_deliveries where id in (

@@ -15,6 +15,7 @@ from fusion_core.db.webhooks import Answer, Delivery, Ring
 from redis.exceptions import RedisError
 
 from fusion_orchestrator.doorbell import DATABASE_AWAY
+from fusion_orchestrator.event_counts import count_events
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.wake import Wake
 from fusion_orchestrator.webhooks.send import DEADLINE_S, Sender
@@ -85,8 +86,11 @@ class Dispatcher:
         What this replica delivers by itself goes on after the pass, so that a slow receiver holds up nobody else.
         """
         async with self._pool.acquire() as conn:
-            while await webhooks.fan_out(conn, limit=_FAN_OUT) == _FAN_OUT:
-                pass
+            full = True
+            while full:
+                events = await webhooks.fan_out(conn, limit=_FAN_OUT)
+                count_events(self._metrics, events)
+                full = len(events) == _FAN_OUT
             failpoints.hit("webhook_fanned_out")
             if self._deliverer is None:
                 return

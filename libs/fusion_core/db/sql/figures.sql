@@ -1,0 +1,52 @@
+-- What the orchestrator tells Prometheus and autoscalers. Each reads open rows alone, by an index.
+
+-- name: jobs_by_state()
+select pool, state, count(*) as jobs, count(quarantined_at) as quarantined, min(created_at) as oldest from jobs
+where state in ('queued', 'running', 'stopped') group by pool, state;
+
+-- name: pool_demand()
+-- Slots wanted: what runs, and what may be claimed now as far as each account's limit lets it. `since` is when the job
+-- that has waited longest could first have been claimed. Pools without work are there, too.
+with running as materialized (
+    select pool, account_id, count(*) as jobs from jobs where state = 'running' group by pool, account_id
+), waiting as (
+    select pool, account_id, count(*) as jobs, min(greatest(created_at, not_before)) as since
+    from claimable group by pool, account_id
+), wanted as (
+    select pool, jobs as slots, null::timestamptz as since from running
+    union all
+    select w.pool, least(w.jobs, a.max_running_jobs - coalesce(
+        (select sum(r.jobs) from running r where r.account_id = w.account_id), 0)), w.since
+    from waiting w join accounts a on a.id = w.account_id
+    union all
+    select name, 0, null from pools
+)
+select pool, sum(slots)::bigint as slots, min(since) as since from wanted group by pool;
+
+-- name: overdue_leases()$
+select count(*) from jobs where state = 'running' and lease_expires_at < now();
+
+-- name: checkpoint_ages()
+-- Seconds since each running customer's job last committed a checkpoint, or was claimed if that is later.
+select j.pool, extract(epoch from now() - greatest(j.claimed_at, c.created_at))::float8 as age_s
+from jobs j
+left join lateral (
+    select created_at from checkpoints where job_id = j.id and state = 'ok' order by id desc limit 1
+) c on true
+where j.state = 'running' and not j.internal;
+
+-- name: workers_by_state(silent_s)
+-- `silent`: neither seen lately nor holding a lease. `failures`: the most attempts in a row that crashed on one worker.
+select pool, case
+        when seen_at > now() - make_interval(secs => :silent_s)
+            or exists (select from jobs j where j.id = w.job_id and j.lease_owner = w.id) then state
+        else 'silent' end as state,
+    count(*) as workers, max(failures) as failures
+from workers w where state <> 'gone' group by 1, 2;
+
+-- name: outbox_depth()$
+select count(*) from outbox where fanned_out_at is null;
+
+-- name: webhook_backlog()^
+select count(*) as deliveries, min(next_attempt_at) as oldest from webhook_deliveries
+where state = 'pending' and next_attempt_at <= now();
