@@ -79,6 +79,9 @@ _ALL = (
     Problem("trainer_crashed", None, "The trainer died without an outcome", "It is retried from its last checkpoint."),
     Problem("trainer_stalled", None, "The trainer hung", "It was killed and is retried from its last checkpoint."),
     Problem("failed_by_operator", None, "The operator ended the job", "The message says why; ask the operator."),
+    Problem(
+        "gpu_fault", None, "The worker's GPU reported a fault", "It is retried elsewhere; operators: see its drain."
+    ),
     Problem("upload_failed", None, "The worker could not store what it made", "It is retried; see the message."),
     Problem("checkpoint_upload_failed", None, "A checkpoint could not be stored", "Training goes on; see the message."),
     Problem("cancelled", None, "The reading of the dataset was cancelled", "Upload the files again and register them."),

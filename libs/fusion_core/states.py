@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 STOPPED_EXPIRES_DAYS = 30
 CRASH_BUDGET = 3  # crashes in a row without a new checkpoint, after which the job fails
+FAILING_WORKER_LIMIT = 3  # jobs in a row that crashed on a worker, after which it is drained
 LOSS_LIMIT = 5  # workers lost in a row without a new checkpoint, after which the job waits for the operator
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from fusion_core.db import failing_workers
 from fusion_core.db.endings import (
     WEBHOOK_TOPICS,
     end_failed,
@@ -368,13 +369,17 @@ async def crash(conn: Connection, attempt: Attempt, code: str, message: str) -> 
         pending = await obey_pending(conn, job)
         if pending is not None:
             return pending
+        if code == failing_workers.GPU_FAULT:
+            await failing_workers.blame_gpu(conn, job, message)
         if job.crashes + 1 >= CRASH_BUDGET:
+            await failing_workers.take_back(conn, job.id)
             error = {
                 "code": "retry_budget_spent",
                 "message": f"The job crashed {job.crashes + 1} times in a row without progress. Last: {message}",
                 "errors": [{"code": code, "detail": message}],
             }
             return await end_failed(conn, job, error)
+        await failing_workers.blame(conn, job, code)
         return await requeue(conn, job, "crash", {"code": code, "message": message})
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import json
 import shutil
 from functools import partial
@@ -20,6 +19,7 @@ from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Rejected, Stopped, write_control
 from fusion_core.untrusted_files import read_untrusted
 
+from fusion_worker import crash_reason
 from fusion_worker.events_pump import EventsPump
 from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.input_cache import InputCache
@@ -29,7 +29,7 @@ from fusion_worker.settings import WorkerSettings
 from fusion_worker.staging import Stager, UploadRejectedError, output_name
 from fusion_worker.stall_watch import StallWatch, TrainerStalledError, data_bytes_of
 from fusion_worker.trainer_process import TrainerProcess
-from fusion_worker.uploads import CheckpointUploader, UploadFailedError, upload_folder, upload_verified, uploading
+from fusion_worker.uploads import CheckpointUploader, upload_folder, upload_verified, uploading
 
 log = structlog.get_logger()
 LARGEST_JSON_BYTES = 64 * 2**20
@@ -238,12 +238,7 @@ class AttemptRunner:
     async def _crashed(self) -> None:
         assert self._trainer is not None
         tail = self._trainer.log_tail()
-        # The launcher may print after its trainer, so the line that tells a full disk is not always the last.
-        full = [line for line in tail.splitlines() if ": disk_full: " in line]
-        code = "disk_full" if full else "trainer_crashed"
-        last = full or tail.splitlines()
-        message = last[-1][-500:] if last else f"the trainer ended with {self._trainer.returncode}"
-        self._machine.metrics.crashed(code)
+        code, message = crash_reason.of_trainer(tail, self._trainer.returncode)
         log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
         await self._save_and_report(code, message)
 
@@ -262,21 +257,15 @@ class AttemptRunner:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._machine.settings.drain_grace_s):
                 await self._uploader.drained()
+        self._machine.metrics.crashed(code)
         await self._persist(attempts.crash, code, message)
 
     async def _report_crash(self, error: Exception) -> None:
-        code = _code_of(error)
+        code, message = crash_reason.of_daemon(error)
         self._machine.metrics.crashed(code)
         log.error("attempt_crashed", code=code, error=repr(error), exc_info=error)
         shutil.rmtree(self._run_dir, ignore_errors=True)
         try:
-            await self._persist(attempts.crash, code, str(error)[-500:] or type(error).__name__)
+            await self._persist(attempts.crash, code, message)
         except Exception as unreported:  # noqa: BLE001 - the lease will run out and say it for us
             log.warning("crash_not_reported", error=repr(unreported))
-
-
-def _code_of(error: Exception) -> str:
-    """Of a crash that is not the trainer's."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "disk_full"
-    return "upload_failed" if isinstance(error, UploadFailedError) else "inputs_unavailable"

@@ -10,6 +10,7 @@ Of a sample job it makes a pool of one line. Else the first word of output_name 
     crash    ends in the middle without an outcome and without a checkpoint
     relapse  like crash, but only until a checkpoint has been resumed; saves one before it crashes
     full     finds the disk full
+    broken   finds its GPU broken, on the first attempt
     reject   refuses its input
 """
 
@@ -90,6 +91,8 @@ class StubTrainer:
         if self._mode == "reject":
             self._events.emit(Rejected(code="dataset_too_short", message="not enough text"))
             return
+        if self._mode == "broken" and self._run.lease_epoch == 1:
+            sys.exit("RuntimeError: CUDA error: uncorrectable ECC error encountered")
         if self._mode == "full":
             sys.exit("stub_trainer: disk_full: no space left on device")
         self._start()

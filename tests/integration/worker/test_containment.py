@@ -47,3 +47,17 @@ async def test_a_trainer_that_does_not_leave_when_it_is_done_costs_a_minute_and_
     job_id = await site.train("linger")
     await start_daemon()
     assert (await site.reaches(job_id, "completed")).retries == 0
+
+
+async def test_a_broken_gpu_drains_its_worker_and_another_finishes_the_job(
+    site: Site, start_daemon: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    job_id = await site.train("broken")
+    await start_daemon(name="struck")
+    (interrupted,) = await site.has_event(job_id, "interrupted")
+    assert interrupted["code"] == "gpu_fault"
+    reason = await site.pool.fetchval("select drain_reason from workers where name = 'struck'")
+    assert "uncorrectable ECC" in reason
+    await start_daemon(name="sound", work_dir=str(tmp_path_factory.mktemp("sound")))
+    await site.be_due(job_id)
+    await site.reaches(job_id, "completed")

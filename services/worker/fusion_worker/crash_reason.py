@@ -1,0 +1,52 @@
+"""Why a trainer died without an outcome, from the end of what it printed."""
+
+import errno
+import re
+from typing import NamedTuple
+
+from fusion_worker.uploads import UploadFailedError
+
+_MESSAGE_CHARACTERS = 500
+# What a device or its driver says when it is broken. Messages of the CUDA runtime are listed in the documentation of
+# cudaError_t, Xid numbers in NVIDIA's "XID Errors".
+_GPU_FAULT = re.compile(
+    r"uncorrectable ECC|\bXid\b|fallen off the bus|GPU is lost|CUDA error: (?P<cuda>[^\n]*)|CUDNN_STATUS_INTERNAL_ERROR"
+)
+# Those of the runtime that a program's own mistake, or a row that it should have refused, causes on a sound device.
+_OF_PROGRAM = re.compile(
+    r"out of memory|device-side assert|illegal memory access|misaligned address|invalid argument|invalid configuration"
+    r"|no kernel image|too many resources|stream is capturing"
+)
+
+
+class CrashReason(NamedTuple):
+    """A code of fusion_core.problems, and the line that says most."""
+
+    code: str
+    message: str
+
+
+def of_trainer(tail: str, returncode: int | None) -> CrashReason:
+    """The launcher may print after its trainer, so the line that tells is not always the last."""
+    lines = tail.splitlines()
+    for line in lines:
+        if ": disk_full: " in line:
+            return CrashReason("disk_full", line[-_MESSAGE_CHARACTERS:])
+    for line in lines:
+        if _is_gpu_fault(line):
+            return CrashReason("gpu_fault", line[-_MESSAGE_CHARACTERS:])
+    message = lines[-1][-_MESSAGE_CHARACTERS:] if lines else f"the trainer ended with {returncode}"
+    return CrashReason("trainer_crashed", message)
+
+
+def of_daemon(error: Exception) -> CrashReason:
+    """Of an attempt that ended in the daemon's own part of it."""
+    message = str(error)[-_MESSAGE_CHARACTERS:] or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return CrashReason("disk_full", message)
+    return CrashReason("upload_failed" if isinstance(error, UploadFailedError) else "inputs_unavailable", message)
+
+
+def _is_gpu_fault(line: str) -> bool:
+    found = _GPU_FAULT.search(line)
+    return found is not None and not (found["cuda"] and _OF_PROGRAM.search(found["cuda"]))
