@@ -35,7 +35,7 @@ async def test_a_path_out_of_the_run_ends_the_attempt(run_dir: Path, path: str, 
         taken.append(saved)
 
     nothing = cast(Any, None)
-    pump = EventsPump(nothing, nothing, Attempt(uuid4(), 1, uuid4()), run_dir, take)
+    pump = EventsPump(nothing, nothing, Attempt(uuid4(), 1, uuid4()), run_dir, take, nothing)
     with pytest.raises(UntrustedPathError):
         await pump.pump(StallWatch(60.0, 0))
     assert (taken, pump.export, pump.shards) == ([], None, [])
