@@ -29,7 +29,11 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service needs. The field `database_url` is read from FUSION_DATABASE_URL, and so on."""
 
     database_url: Secret
-    """postgresql://user:password@host:port/database"""
+    """postgresql://user:password@host:port/database; a pooler in transaction mode will do."""
+    listen_url: Secret | None = None
+    """Postgres itself, where `FUSION_DATABASE_URL` is a pooler: LISTEN needs a session of its own."""
+    prepared_statements: bool = True
+    """false behind a pooler that does not keep prepared statements, such as PgBouncer before 1.21."""
     s3_endpoint: str
     """Where the services reach S3, as a URL."""
     s3_access_key: Secret
@@ -44,6 +48,11 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Part of every signature; any word where the store has no regions."""
     log_format: Literal["auto", "json", "pretty"] = "auto"
     """json, pretty, or auto: pretty on a terminal."""
+
+    @property
+    def direct_url(self) -> str:
+        """For LISTEN and for what takes longer than a pooler's connection should be held."""
+        return self.listen_url or self.database_url
 
 
 SettingsT = TypeVar("SettingsT", bound=CommonSettings)

@@ -16,6 +16,7 @@ else:
     OwnConnection = Connection = asyncpg.Connection
 
 STATEMENT_TIMEOUT_S = 30.0
+_PREPARED_STATEMENTS = 100  # kept by a connection
 
 # What a call raises while Postgres is away, goes away, is full of connections or has just come back. The last is a
 # connection that ended between two messages of one statement.
@@ -43,14 +44,18 @@ async def prepare_connection(connection: Connection) -> None:
     )
 
 
-async def connect_pool(url: str, *, application_name: str, min_size: int = 1, max_size: int = 10) -> Pool:
-    """Open a pool whose every statement has a deadline. Raises OSError or asyncpg.PostgresError."""
+async def connect_pool(
+    url: str, *, application_name: str, min_size: int = 1, max_size: int = 10, prepared: bool = True
+) -> Pool:
+    """Open a pool whose every statement has a deadline. Not `prepared`, a connection keeps no statement from one
+    transaction to the next, since a pooler may give it another session. Raises OSError or asyncpg.PostgresError."""
     return await asyncpg.create_pool(
         url,
         min_size=min_size,
         max_size=max_size,
         command_timeout=STATEMENT_TIMEOUT_S,
         timeout=10,
+        statement_cache_size=_PREPARED_STATEMENTS if prepared else 0,
         server_settings={"application_name": application_name},
         init=prepare_connection,
         reset=_leave_transaction,

@@ -28,13 +28,16 @@ async def open_services(app: Litestar) -> AsyncIterator[None]:
     settings: ApiSettings = app.state.settings
     async with AsyncExitStack() as stack:
         pool = await connect_pool(
-            settings.database_url, application_name="fusion-api", max_size=settings.max_connections
+            settings.database_url,
+            application_name="fusion-api",
+            max_size=settings.max_connections,
+            prepared=settings.prepared_statements,
         )
         stack.push_async_callback(pool.close)
         limiter = RateLimiter(settings.redis_url, settings.requests_per_minute)
         stack.push_async_callback(limiter.aclose)
         storage = await stack.enter_async_context(Storage(settings))
-        hub = await stack.enter_async_context(EventHub(settings.database_url))
+        hub = await stack.enter_async_context(EventHub(settings.direct_url))
         app.state.metrics.watch(pool, hub)
         app.state.services = Services(pool, storage, hub, limiter, settings)
         yield

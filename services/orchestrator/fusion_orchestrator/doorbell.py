@@ -126,7 +126,7 @@ class Doorbell:
         backoff_s = 0.25
         while True:
             try:
-                connection = await connect(self._settings.database_url, application_name="fusion-doorbell")
+                connection = await connect(self._settings.direct_url, application_name="fusion-doorbell")
             except DATABASE_AWAY as error:
                 log.warning("listen_failed", error=repr(error), retry_in_s=backoff_s)
             else:

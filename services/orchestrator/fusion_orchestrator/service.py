@@ -83,7 +83,7 @@ class Service:
 
     async def _retain(self) -> None:
         connection = await connect(
-            self.settings.database_url, application_name="fusion-retention", statement_timeout_s=_RETAIN_DEADLINE_S
+            self.settings.direct_url, application_name="fusion-retention", statement_timeout_s=_RETAIN_DEADLINE_S
         )
         try:
             for rule, rows in (await retention.enforce(connection, self.settings)).items():
@@ -136,7 +136,12 @@ class Service:
 async def running(settings: OrchestratorSettings) -> AsyncIterator[Service]:
     """A service with its connections. Nothing needs to be reachable at the start: the loops try until it is."""
     metrics = Metrics()
-    pool = await connect_pool(settings.database_url, application_name="fusion-orchestrator", min_size=0)
+    pool = await connect_pool(
+        settings.database_url,
+        application_name="fusion-orchestrator",
+        min_size=0,
+        prepared=settings.prepared_statements,
+    )
     redis = connect_redis(settings.redis_url)
     webhooks = Webhooks(pool, redis, settings, metrics)
     doorbell = Doorbell(pool, redis, settings, metrics, {webhooks.CHANNEL: webhooks.wake})

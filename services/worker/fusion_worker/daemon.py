@@ -51,7 +51,12 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
         async with AsyncExitStack() as stack:
-            pool = await connect_pool(self._settings.database_url, application_name="fusion-worker", max_size=4)
+            pool = await connect_pool(
+                self._settings.database_url,
+                application_name="fusion-worker",
+                max_size=4,
+                prepared=self._settings.prepared_statements,
+            )
             stack.push_async_callback(asyncio.wait_for, pool.close(), 10)
             storage = await stack.enter_async_context(Storage(self._settings))
             cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)

@@ -24,7 +24,7 @@ def create_account(
 
     Next: [bold]fusion-admin keys create ID[/bold]
     """
-    account_id = run(account_rows.create_account(settings().database_url, name))
+    account_id = run(account_rows.create_account(settings().direct_url, name))
     out.print(str(account_id))
 
 
@@ -63,6 +63,6 @@ def create_key(
     The secret is shown this once and stored only as a hash: keep it now. Only the secret goes to stdout.
     """
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    key = run(account_rows.create_key(settings().database_url, account, name, wanted))
+    key = run(account_rows.create_key(settings().direct_url, account, name, wanted))
     err.print(f"key {key.id} with scopes {', '.join(key.scopes)}; the secret, shown once:")
     out.print(key.secret)

@@ -10,5 +10,5 @@ def migrate() -> None:
 
     Safe to repeat, and safe to run from several machines at once: one of them works, the others wait.
     """
-    applied = run(migrations.migrate(settings().database_url))
+    applied = run(migrations.migrate(settings().direct_url))
     out.print(f"applied: {', '.join(applied)}" if applied else "the schema is up to date")

@@ -66,7 +66,7 @@ def fail(message: str) -> NoReturn:
 async def connected(common: CommonSettings) -> AsyncIterator[Connection]:
     """For as long as deletions of many rows take."""
     connection = await connect(
-        common.database_url, application_name="fusion-admin", statement_timeout_s=_STATEMENT_TIMEOUT_S
+        common.direct_url, application_name="fusion-admin", statement_timeout_s=_STATEMENT_TIMEOUT_S
     )
     try:
         yield connection
@@ -76,6 +76,6 @@ async def connected(common: CommonSettings) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def stores(common: CommonSettings) -> AsyncIterator[tuple[Pool, Storage]]:
-    pool = await connect_pool(common.database_url, application_name="fusion-admin", max_size=2)
+    pool = await connect_pool(common.direct_url, application_name="fusion-admin", max_size=2)
     async with pool, Storage(common) as storage:
         yield pool, storage
