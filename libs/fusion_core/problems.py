@@ -39,7 +39,6 @@ _ALL = (
     ),
     Problem("too_many_webhooks", 409, "The account has too many webhooks", "Delete one that you no longer need."),
     Problem("webhook_disabled", 409, "The webhook is disabled", "Enable it with PATCH /webhooks/{id} first."),
-    Problem("job_ended", 409, "The job has ended", "Nothing changes a job that has ended."),
     Problem("lease_alive", 409, "The job's lease has not expired", "Wait until it has, or send force."),
     Problem("webhooks_off", 409, "Webhooks are not set up here", "Ask the operator to set FUSION_WEBHOOK_KEY."),
     Problem("history_gone", 410, "The job's events are no longer kept", "GET /jobs/{id} still shows how it ended."),

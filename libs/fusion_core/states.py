@@ -33,10 +33,13 @@ TRANSITIONS: dict[tuple[State, State], frozenset[str]] = {
     (State.RUNNING, State.CANCELLED): frozenset({"cancel_running_job"}),
     (State.RUNNING, State.STOPPED): frozenset({"stop_running_job"}),
     (State.RUNNING, State.QUEUED): frozenset({"requeue_interrupted_job", "release_job"}),
+    (State.QUEUED, State.QUEUED): frozenset({"retry_queued_job"}),
     (State.QUEUED, State.CANCELLED): frozenset({"cancel_idle_job"}),
+    (State.QUEUED, State.FAILED): frozenset({"fail_idle_job"}),
     (State.QUEUED, State.STOPPED): frozenset({"stop_queued_job"}),
     (State.STOPPED, State.QUEUED): frozenset({"resume_job"}),
     (State.STOPPED, State.CANCELLED): frozenset({"cancel_idle_job"}),
+    (State.STOPPED, State.FAILED): frozenset({"fail_idle_job"}),
 }
 
 

@@ -104,7 +104,7 @@ def test_every_code_of_the_registry_that_answers_requests_belongs_to_an_operatio
             problem = answer.get("content", {}).get("application/problem+json")
             declared |= set(problem["examples"]) if problem else set()
     answered = {code for code, one in PROBLEMS.items() if one.status is not None}
-    of_admin = {"operator_unauthorized", "forbidden_role", "job_ended", "lease_alive"}  # another port's: docs/admin.md
+    of_admin = {"operator_unauthorized", "forbidden_role", "lease_alive"}  # another port's: docs/admin.md
     # No operation has method_not_allowed: it is what there is instead of one.
     assert answered - declared == {"method_not_allowed"} | of_admin
 

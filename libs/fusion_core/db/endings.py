@@ -12,7 +12,7 @@ from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import read_customer_spec
 from fusion_core.money import Estimate, bill_cancelled
-from fusion_core.states import LOSS_LIMIT
+from fusion_core.states import LOSS_LIMIT, State
 
 # Events that customers can subscribe to; each gets an outbox row in the transaction that wrote the event.
 WEBHOOK_TOPICS = {
@@ -85,8 +85,12 @@ async def end_cancelled(conn: Connection, job: JobRow, cancelled: Any) -> JobRow
 
 
 async def end_failed(conn: Connection, job: JobRow, error: dict[str, Any]) -> JobRow:
-    """running -> failed, under the caller's fence. A failed job pays nothing; a failed ingest fails its dataset."""
-    failed = await queries.fail_job(conn, job_id=job.id, epoch=job.lease_epoch, attempt_id=job.attempt_id, error=error)
+    """A job that has not ended -> failed, under its row's lock: it pays nothing; an ingest fails its dataset."""
+    if job.state == State.RUNNING:
+        fence = {"job_id": job.id, "epoch": job.lease_epoch, "attempt_id": job.attempt_id}
+        failed = await queries.fail_job(conn, **fence, error=error)
+    else:
+        failed = await queries.fail_idle_job(conn, job_id=job.id, error=error)
     if job.type == "ingest":
         await queries.dataset_failed(conn, dataset_id=job.dataset_id, error=error)
     await write_ledger(conn, job, None, 0)

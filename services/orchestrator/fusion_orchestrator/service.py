@@ -14,9 +14,10 @@ from fusion_orchestrator import retention
 from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
 from fusion_orchestrator.figures import Figures
 from fusion_orchestrator.metrics import Metrics
-from fusion_orchestrator.prune import Pruner
+from fusion_orchestrator.prune import Pruner, PruneReport
 from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
 from fusion_orchestrator.settings import OrchestratorSettings
+from fusion_orchestrator.wake import Wake
 from fusion_orchestrator.webhooks.loops import Webhooks
 
 _PASS_DEADLINE_S = 60.0
@@ -41,6 +42,7 @@ class Service:
         self.figures = Figures(pool, metrics)
         self._doorbell = doorbell
         self._webhooks = webhooks
+        self.prune_wake = Wake(_jittered(settings.prune_every_s))
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -54,7 +56,7 @@ class Service:
             "retention": self._forever(
                 "retention", self._retain, self._pause(self.settings.retention_every_s), wait_first=True
             ),
-            "prune": self._forever("prune", self._prune, self._pause(self.settings.prune_every_s), wait_first=True),
+            "prune": self._forever("prune", self._prune, self.prune_wake.wait, wait_first=True),
         }
         self.tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
@@ -92,21 +94,26 @@ class Service:
             connection.terminate()
 
     async def _prune(self) -> None:
-        async with asyncio.timeout(_PRUNE_DEADLINE_S), Storage(self.settings) as storage:
+        async with asyncio.timeout(_PRUNE_DEADLINE_S):
+            report = await self.prune_once(dry_run=False)
+        for kind in ("attempt", "upload", "base_model"):
+            self.metrics.pruned.labels(kind).inc(getattr(report, f"{kind}_objects"))
+
+    async def prune_once(self, *, dry_run: bool) -> PruneReport:
+        """One pass over the bucket. Raises what Pruner.run raises."""
+        async with Storage(self.settings) as storage:
             pruner = Pruner(
                 self.pool,
                 storage,
                 min_age=timedelta(seconds=self.settings.prune_min_age_s),
                 model_days=self.settings.deleted_model_days,
+                dry_run=dry_run,
             )
-            report = await pruner.run()
-        for kind in ("attempt", "upload", "base_model"):
-            self.metrics.pruned.labels(kind).inc(getattr(report, f"{kind}_objects"))
+            return await pruner.run()
 
     @staticmethod
     def _pause(seconds: float) -> Callable[[], Awaitable[None]]:
-        """A jittered wait, so that replicas started together drift apart."""
-        return lambda: asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311 - spreads load, hides nothing
+        return lambda: asyncio.sleep(_jittered(seconds))
 
     async def _forever(
         self,
@@ -130,6 +137,11 @@ class Service:
                 self.metrics.loop_errors.labels(name).inc()
                 log.exception("pass_broke", loop=name)
             await wait()
+
+
+def _jittered(seconds: float) -> float:
+    """A little less, so that replicas started together drift apart."""
+    return seconds * random.uniform(0.8, 1.0)  # noqa: S311 - spreads load, hides nothing
 
 
 @asynccontextmanager

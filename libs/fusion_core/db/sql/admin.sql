@@ -165,3 +165,59 @@ from shards s join datasets d on d.id = s.dataset_id where d.status <> 'deleted'
 union all
 select 'uploads', count(*), coalesce(sum(size), 0)::bigint from uploads where expires_at >= now()
 order by kind;
+
+-- name: set_priority(priority, job_id)!
+update jobs set priority = :priority where id = :job_id and priority <> :priority;
+
+-- name: set_deadline(deadline_at, job_id)!
+update jobs set deadline_at = :deadline_at where id = :job_id and deadline_at is distinct from :deadline_at;
+
+-- name: lock_worker(worker_id)^
+select * from workers where id = :worker_id for update;
+
+-- name: drain_worker(reason, worker_id)!
+-- The first reason stays. The worker reads this in the answer to its next report.
+update workers set drain_requested_at = now(), drain_reason = :reason
+where id = :worker_id and drain_requested_at is null;
+
+-- name: undrain_worker(worker_id)!
+update workers set drain_requested_at = null, drain_reason = null where id = :worker_id;
+
+-- name: declare_known_pool(name)!
+-- A pool that workers or jobs name gets its row, to which a cordon is tied.
+insert into pools (name)
+select :name where exists (select from workers where pool = :name) or exists (select from jobs where pool = :name)
+on conflict do nothing;
+
+-- name: lock_pool(name)^
+select name, cordoned_at, cordon_reason from pools where name = :name for update;
+
+-- name: cordon_pool(reason, name)!
+update pools set cordoned_at = now(), cordon_reason = :reason where name = :name and cordoned_at is null;
+
+-- name: uncordon_pool(name)!
+update pools set cordoned_at = null, cordon_reason = null where name = :name;
+
+-- name: lock_dispatch()$
+-- Pauses are looked at and made one at a time.
+select pg_advisory_xact_lock(hashtextextended('dispatch', 0));
+
+-- name: find_pause(pool, account_id)^
+select pool, account_id, reason, created_at from dispatch_pauses
+where pool is not distinct from :pool::text and account_id is not distinct from :account_id::uuid
+order by id limit 1;
+
+-- name: pause_dispatch(pool, account_id, reason)!
+insert into dispatch_pauses (pool, account_id, reason) values (:pool, :account_id, :reason);
+
+-- name: resume_dispatch(pool, account_id)!
+delete from dispatch_pauses
+where pool is not distinct from :pool::text and account_id is not distinct from :account_id::uuid;
+
+-- name: lock_webhook_of_any(webhook_id)^
+select id, account_id, enabled from webhook_endpoints where id = :webhook_id for update;
+
+-- name: undelivered(webhook_id, limit)
+-- What ran out of attempts, or was cancelled when the endpoint was disabled: the oldest first.
+select id from webhook_deliveries where endpoint_id = :webhook_id and state in ('failed', 'cancelled')
+order by id limit :limit;

@@ -152,3 +152,15 @@ update jobs set
     crashes = 0, losses = 0, quarantined_at = null, rung_at = null
 where id = :job_id and state = 'stopped'
 returning *;
+
+-- name: retry_queued_job(job_id)!
+-- queued -> queued. The operator's wish: a quarantine and the wait after interruptions end, and their counts.
+update jobs set quarantined_at = null, crashes = 0, losses = 0, not_before = least(not_before, now()), rung_at = null
+where id = :job_id and state = 'queued';
+
+-- name: fail_idle_job(error, job_id)^
+-- queued -> failed, stopped -> failed
+update jobs set
+    state = 'failed', stopped_at = null, quarantined_at = null, finished_at = now(), error = :error
+where id = :job_id and state in ('queued', 'stopped')
+returning *;

@@ -21,7 +21,16 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from fusion_orchestrator.admin import audit, jobs, machines, overview, stores
+from fusion_orchestrator.admin import (
+    audit,
+    dispatch_actions,
+    job_actions,
+    jobs,
+    machines,
+    overview,
+    store_actions,
+    stores,
+)
 from fusion_orchestrator.admin.auth import provide_caller, viewer
 from fusion_orchestrator.service import Service
 
@@ -36,6 +45,19 @@ OPERATIONS: list[Any] = [
     stores.list_webhooks,
     stores.get_storage,
     audit.list_audit,
+    job_actions.requeue_job,
+    job_actions.reclaim_job,
+    job_actions.fail_job,
+    job_actions.change_priority,
+    job_actions.change_deadline,
+    dispatch_actions.drain_worker,
+    dispatch_actions.undrain_worker,
+    dispatch_actions.cordon_pool,
+    dispatch_actions.uncordon_pool,
+    dispatch_actions.pause_dispatch,
+    dispatch_actions.resume_dispatch,
+    store_actions.replay_webhooks,
+    store_actions.prune,
 ]
 
 
