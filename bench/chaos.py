@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness belongs to the
 from tests.faults.chaos import Result, Watching, run
 from tests.faults.schedule import Fault
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=120)
 
 
 def one_run(root: Path, seed: int, arguments: argparse.Namespace) -> Result:

@@ -18,6 +18,7 @@ from fusion_core.trainer_protocol import FileEntry
 CHUNK_BYTES = 4 * 1024 * 1024
 FILE_DEADLINE_S = 3600.0
 SMALL_DEADLINE_S = 60.0
+READ_TIMEOUT_S = 20.0  # S3 that says nothing for so long is asked again, over another connection
 PART_BYTES = 16 * 1024 * 1024
 PART_DEADLINE_S = 120.0  # 140 kB/s: slower is as good as hanging
 MOST_PARTS = 10_000  # S3's own limit
@@ -68,6 +69,7 @@ class Storage:
         # aioboto3 takes two seconds of CPU to import: only a process that talks to S3 pays.
         import aioboto3
         from botocore.config import Config
+        from botocore.handlers import add_expect_header
 
         session = aioboto3.Session(
             aws_access_key_id=self._settings.s3_access_key,
@@ -78,7 +80,7 @@ class Storage:
             signature_version="s3v4",
             s3={"addressing_style": "path"},
             connect_timeout=5,
-            read_timeout=60,
+            read_timeout=READ_TIMEOUT_S,
             retries={"max_attempts": 4, "mode": "standard"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -87,6 +89,8 @@ class Storage:
         public = self._settings.s3_public_endpoint or internal
         self._client = await self._stack.enter_async_context(session.client("s3", endpoint_url=internal, config=config))
         self._public = await self._stack.enter_async_context(session.client("s3", endpoint_url=public, config=config))
+        # aiohttp waits for the answer to `Expect: 100-continue` without any time-out: a silent S3 would hold an upload.
+        self._client.meta.events.unregister("before-call.s3", add_expect_header)
         return self
 
     async def __aexit__(self, *_: object) -> None:

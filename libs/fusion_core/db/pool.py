@@ -17,6 +17,8 @@ else:
 
 STATEMENT_TIMEOUT_S = 30.0
 _PREPARED_STATEMENTS = 100  # kept by a connection
+# A process that is paused or cut off in the middle of a transaction holds the job's row: nobody could reclaim it.
+IDLE_IN_TRANSACTION_S = 15.0
 
 # What a call raises while Postgres is away, goes away, is full of connections or has just come back. The last is a
 # connection that ended between two messages of one statement.
@@ -28,6 +30,7 @@ POSTGRES_AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
 # aiosql makes one coroutine a named query (an async generator where it answers many rows), with named parameters.
@@ -47,8 +50,11 @@ async def prepare_connection(connection: Connection) -> None:
 async def connect_pool(
     url: str, *, application_name: str, min_size: int = 1, max_size: int = 10, prepared: bool = True
 ) -> Pool:
-    """Open a pool whose every statement has a deadline. Not `prepared`, a connection keeps no statement from one
-    transaction to the next, since a pooler may give it another session. Raises OSError or asyncpg.PostgresError."""
+    """Open a pool whose every statement, and every pause within a transaction, has a deadline.
+
+    Not `prepared`, a connection keeps no statement from one transaction to the next, since a pooler may give it another
+    session. Raises OSError or asyncpg.PostgresError.
+    """
     return await asyncpg.create_pool(
         url,
         min_size=min_size,
@@ -57,9 +63,19 @@ async def connect_pool(
         timeout=10,
         statement_cache_size=_PREPARED_STATEMENTS if prepared else 0,
         server_settings={"application_name": application_name},
-        init=prepare_connection,
+        init=_prepare_pooled,
         reset=_leave_transaction,
     )
+
+
+async def _prepare_pooled(connection: Connection) -> None:
+    await prepare_connection(connection)
+    await _limit_pauses(connection)
+
+
+async def _limit_pauses(connection: Connection) -> None:
+    """By a statement: poolers refuse to start a session with a parameter that they do not track."""
+    await connection.execute(f"set idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_S * 1000:.0f}")
 
 
 async def _leave_transaction(connection: Connection) -> None:
@@ -67,6 +83,7 @@ async def _leave_transaction(connection: Connection) -> None:
     end with their transaction), so the usual reset, a round trip after every query, is saved."""
     if connection.is_in_transaction():
         await connection.reset()
+        await _limit_pauses(connection)
 
 
 async def connect(

@@ -30,6 +30,7 @@ async def open_services(app: Litestar) -> AsyncIterator[None]:
         pool = await connect_pool(
             settings.database_url,
             application_name="fusion-api",
+            min_size=0,  # Postgres may be away: /ready says so
             max_size=settings.max_connections,
             prepared=settings.prepared_statements,
         )

@@ -40,7 +40,7 @@ class Daemon:
         self.metrics = Metrics()
 
     async def run(self) -> None:
-        """Until drained. Raises what opening Postgres raises at the start."""
+        """Until drained. No store needs to be reachable at the start."""
         work_dir = Path(self._settings.work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
         # What a crashed predecessor left: claim nothing before its trainers are gone.
@@ -54,6 +54,7 @@ class Daemon:
             pool = await connect_pool(
                 self._settings.database_url,
                 application_name="fusion-worker",
+                min_size=0,  # Postgres may be away: then the daemon waits
                 max_size=4,
                 prepared=self._settings.prepared_statements,
             )
