@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from fusion_core.db.pool import POSTGRES_AWAY, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
 
+from fusion_worker import alive
 from fusion_worker.attempt import AttemptRunner, Machine
 from fusion_worker.doorbell import Doorbell
 from fusion_worker.input_cache import InputCache
@@ -80,13 +82,23 @@ class Daemon:
             self._runner.drain()
 
     async def _serve(self, doorbell: Doorbell) -> None:
+        served, idle_since = 0, time.monotonic()
         while not self._draining.is_set():
             claimed = await self._next()
             if claimed is not None:
                 doorbell.set_listening(False)
                 await self._attempt(*claimed)
+                served, idle_since = served + 1, time.monotonic()
+                if served == self._settings.exit_after_jobs:
+                    log.info("enough_jobs_done", jobs=served)
+                    return
                 self._slot.busy = False
                 doorbell.set_listening(True)
+            elif 0 < self._settings.exit_when_idle_s <= time.monotonic() - idle_since:
+                self._slot.closed = True  # what is being claimed just now is still served
+                if not await self._slot.settled():
+                    log.info("idle_too_long", after_s=self._settings.exit_when_idle_s)
+                    return
 
     async def _next(self) -> tuple[JobRow, Attempt] | None:
         await self._slot.look()
@@ -122,6 +134,7 @@ class Daemon:
     async def _report_for_ever(self) -> None:
         registered = False
         while True:
+            alive.mark(Path(self._settings.work_dir))
             if not registered:
                 registered = await self._register()
             elif not self._slot.busy:

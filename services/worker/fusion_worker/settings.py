@@ -32,6 +32,10 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """A trainer that has reported steps and then nothing for this long, or for twenty times its slowest recent step, is
     killed and its job tried again; outside of training it may be silent for twelve times as long, and longer with more
     data."""
+    exit_after_jobs: int = 0
+    """End after so many jobs, for pods that are made for one; 0: never."""
+    exit_when_idle_s: float = 0.0
+    """End after so long without a job, for machines that cost by the hour; 0: never."""
     checkpoint_every_s: float = 120.0
     """Checkpoints are due this long after the last, and at the end of each turn."""
     cache_bytes: int = 200 * 2**30
