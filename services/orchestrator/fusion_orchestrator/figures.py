@@ -39,6 +39,7 @@ class Figures:
                 self._show_demand([row async for row in queries.pool_demand(conn)])
                 self._show_checkpoints([row async for row in queries.checkpoint_ages(conn)])
                 self._show_workers([row async for row in queries.workers_by_state(conn, silent_s=_SILENT_S)])
+                self._show_holds(await queries.holds(conn))
                 self._metrics.overdue.set(await queries.overdue_leases(conn))
                 self._metrics.outbox_depth.set(await queries.outbox_depth(conn))
                 backlog = await queries.webhook_backlog(conn)
@@ -52,7 +53,7 @@ class Figures:
         seen = self._metrics
         for gauge in (seen.jobs, seen.oldest_queued, seen.quarantined, seen.demand, seen.queue_age):
             gauge.clear()
-        for gauge in (seen.checkpoint_age, seen.checkpoint_ages, seen.workers, seen.worker_failures):
+        for gauge in (seen.checkpoint_age, seen.checkpoint_ages, seen.workers, seen.worker_failures, seen.holds):
             gauge.clear()
         seen.database_up.set(0)
 
@@ -83,6 +84,10 @@ class Figures:
                 younger = sum(age <= bucket for age in of_pool)
                 self._metrics.checkpoint_ages.labels(pool, str(bucket)).set(younger)
             self._metrics.checkpoint_ages.labels(pool, "+Inf").set(len(of_pool))
+
+    def _show_holds(self, row: Mapping[str, Any]) -> None:
+        for kind in ("pauses", "cordons", "drains"):
+            self._metrics.holds.labels(kind.removesuffix("s")).set(row[kind])
 
     def _show_workers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         failures: defaultdict[str, int] = defaultdict(int)

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 QUEUE_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 PRICED_TYPES = ("train", "finetune", "contract")
+OUR_FAULTS = ("retry_budget_spent", "growth_not_preserving")  # jobs fail with these through no fault of a customer's
+CRASH_CODES = ("trainer_crashed", "trainer_stalled", "gpu_fault", "disk_full", "inputs_unavailable", "upload_failed")
 SWEEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -42,8 +44,9 @@ class Metrics:
         )
         self.workers = self._gauge("fusion_workers", "Workers that are not gone", ["pool", "state"])
         self.worker_failures = self._gauge(
-            "fusion_worker_failures_in_a_row", "Most attempts in a row that crashed on one worker", ["pool"]
+            "fusion_worker_failures_in_a_row", "Most jobs in a row that crashed on one worker", ["pool"]
         )
+        self.holds = self._gauge("fusion_holds", "What operators hold back", ["kind"])
         self.outbox_depth = self._gauge("fusion_outbox_depth", "Events that wait to become webhook deliveries")
         self.webhook_backlog = self._gauge("fusion_webhook_backlog", "Webhook deliveries that are due and not done")
         self.webhook_lag = self._gauge(
@@ -67,12 +70,16 @@ class Metrics:
         self.ended = self._counter("fusion_jobs_ended", "Jobs that reached their end", ["type", "state", "code"])
         self.billed = self._counter("fusion_ledger_microusd", "Micro-dollars written to the ledger", ["type"])
         self.ledger_faults = self._counter("fusion_ledger_faults", "Ended jobs whose ledger entry is absent or wrong")
+        # An increase is seen of a series that was there before: what alerts look at begins at 0.
         for job_type in PRICED_TYPES:
             self.ended.labels(job_type, "completed", "none")
+            for code in OUR_FAULTS:
+                self.ended.labels(job_type, "failed", code)
             self.billed.labels(job_type)
         for reason in ("lost", "drain"):
             self.interruptions.labels(reason, "none")
-        self.interruptions.labels("crash", "trainer_crashed")
+        for code in CRASH_CODES:
+            self.interruptions.labels("crash", code)
 
     def _describe_loops(self) -> None:
         """What this replica does."""

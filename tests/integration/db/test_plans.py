@@ -48,7 +48,7 @@ OF_WEBHOOKS = (
     "webhooks_of_accounts", "finish_outbox", "ring_due_deliveries", "claim_delivery", "record_attempt",
 )  # fmt: skip
 OF_METRICS = (
-    "jobs_by_state", "pool_demand", "overdue_leases", "checkpoint_ages", "workers_by_state", "outbox_depth",
+    "jobs_by_state", "pool_demand", "holds", "overdue_leases", "checkpoint_ages", "workers_by_state", "outbox_depth",
     "webhook_backlog",
 )  # fmt: skip
 FILL = """

@@ -44,6 +44,12 @@ select pool, case
     count(*) as workers, max(failures) as failures
 from workers w where state <> 'gone' group by 1, 2;
 
+-- name: holds()^
+-- What operators hold back, and may have forgotten.
+select (select count(*) from dispatch_pauses) as pauses,
+    (select count(*) from pools where cordoned_at is not null) as cordons,
+    (select count(*) from workers where state <> 'gone' and drain_requested_at is not null) as drains;
+
 -- name: outbox_depth()$
 select count(*) from outbox where fanned_out_at is null;
 
