@@ -19,6 +19,7 @@ from fusion_core.db.endings import (
     record_event,
     requeue,
     tokens_up_to,
+    topic_of,
 )
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
@@ -115,34 +116,32 @@ async def claim(
 
     None: it is no longer claimable, which for a stale or repeated ring is the normal answer.
     """
-    async with conn.transaction():
-        record = await queries.claim_job(
-            conn,
-            job_id=job_id,
-            epoch=epoch,
-            attempt_id=attempt_id,
-            ttl_s=ttl_s,
-            worker_id=claimer.worker_id,
-            pool=claimer.pool,
-            spec_version=claimer.spec_version,
-            capabilities=list(claimer.capabilities),
-        )
-        if record is not None:
-            job = JobRow.of(record)
-            await record_event(
-                conn, job, "claimed", {"attempt": job.lease_epoch, "resume_step": job.last_checkpoint_step}
-            )
-            return job
-    held = await queries.get_claim(conn, job_id=job_id, attempt_id=attempt_id)
-    return JobRow.of(held) if held is not None else None
+    record = await queries.claim_job(
+        conn, **_claim_of(claimer), job_id=job_id, epoch=epoch, attempt_id=attempt_id, ttl_s=ttl_s
+    )
+    if record is None:
+        record = await queries.get_claim(conn, job_id=job_id, attempt_id=attempt_id)
+    return JobRow.of(record) if record is not None else None
 
 
 async def claim_next(conn: Connection, claimer: Claimer, attempt_id: UUID, ttl_s: float) -> JobRow | None:
-    """Claim straight from Postgres, without a doorbell. None: nothing to do, or another worker was faster."""
-    head = await queries.next_claimable(
-        conn, pool=claimer.pool, spec_version=claimer.spec_version, capabilities=list(claimer.capabilities)
-    )
-    return None if head is None else await claim(conn, claimer, head["id"], head["lease_epoch"], attempt_id, ttl_s)
+    """Claim whichever job is served next, without a doorbell, passing over those that others are claiming.
+
+    None: there is nothing for this worker to do.
+    """
+    record = await queries.claim_next_job(conn, **_claim_of(claimer), attempt_id=attempt_id, ttl_s=ttl_s)
+    return JobRow.of(record) if record is not None else None
+
+
+def _claim_of(claimer: Claimer) -> dict[str, Any]:
+    return {
+        "worker_id": claimer.worker_id,
+        "pool": claimer.pool,
+        "spec_version": claimer.spec_version,
+        "capabilities": list(claimer.capabilities),
+        "topic": topic_of("train", "claimed"),
+        "internal_topic": topic_of("ingest", "claimed"),
+    }
 
 
 async def renew(conn: Connection, attempt: Attempt, ttl_s: float) -> Renewal:

@@ -31,12 +31,16 @@ INTERNAL_TOPICS = {
 COUNTED = frozenset({"claimed", "interrupted", "quarantined", "completed", "failed", "cancelled"})
 
 
+def topic_of(job_type: str, event_type: str) -> str | None:
+    """Under which name an event goes into the outbox; None: nobody reads it there."""
+    topic = INTERNAL_TOPICS.get(job_type, WEBHOOK_TOPICS).get(event_type)
+    return topic or (f"internal.{event_type}" if event_type in COUNTED else None)
+
+
 async def record_event(conn: Connection, job: JobRow, event_type: str, data: dict[str, Any] | None = None) -> int:
     """Append one of the platform's own events, and its outbox row where customers subscribe to it or it is counted."""
     seq: int = await queries.append_event(conn, job_id=job.id, type=event_type, data=data or {})
-    topic = INTERNAL_TOPICS.get(job.type, WEBHOOK_TOPICS).get(event_type)
-    if topic is None and event_type in COUNTED:
-        topic = f"internal.{event_type}"
+    topic = topic_of(job.type, event_type)
     if topic is not None:
         await queries.insert_outbox(conn, job_id=job.id, seq=seq, topic=topic)
     return seq

@@ -22,7 +22,7 @@ class QueuePlace(msgspec.Struct, frozen=True):
 
 
 async def read_place(connection: Connection, job: JobRow) -> QueuePlace:
-    """By priority and age; an account with fewer running jobs may still go first (fair share)."""
+    """In the order in which jobs are served: priority, fair share between accounts, age."""
     row = await queries.queue_of_job(
         connection, job_id=job.id, most=MOST_AHEAD, seen_s=WORKER_SEEN_S, recent=RECENT_JOBS
     )

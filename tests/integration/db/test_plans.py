@@ -38,10 +38,10 @@ OF_CUSTOMERS = (
     "get_base_model", "get_model", "get_dataset", "lock_job",
 )  # fmt: skip
 OF_WORKERS = (
-    "claim_job", "renew_lease", "get_claim", "lock_attempt", "append_event", "append_attempt_events",
-    "commit_checkpoint", "readable_checkpoints", "request_cancel", "request_stop", "complete_training", "complete_job",
-    "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job", "expired_leases", "expired_stops",
-    "base_of_job",
+    "claim_job", "claim_next_job", "due_rings", "renew_lease", "get_claim", "lock_attempt", "append_event",
+    "append_attempt_events", "commit_checkpoint", "readable_checkpoints", "request_cancel", "request_stop",
+    "complete_training", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job",
+    "expired_leases", "expired_stops", "base_of_job",
 )  # fmt: skip
 OF_WEBHOOKS = (
     "list_webhooks", "get_webhook", "list_deliveries", "get_delivery", "replay_delivery", "take_outbox",
@@ -71,6 +71,9 @@ cross join lateral (
     select case when n % 100 = 0 then 'queued' when n % 100 = 1 then 'running' else 'completed' end as state
 ) s
 join lateral (select id from accounts order by id offset n % 50 limit 1) a on true;
+insert into accounts_running
+    select a.id, count(j.id) from accounts a left join jobs j on j.account_id = a.id and j.state = 'running'
+    group by a.id on conflict do nothing;
 insert into job_events (job_id, seq, type, data) select id, n, 'phase', '{}' from jobs, generate_series(1, 3) n;
 insert into job_metrics (job_id, step, epoch, point)
     select id, n, 1, '{"step": 1, "loss": 1.0}' from jobs, generate_series(1, 3) n;

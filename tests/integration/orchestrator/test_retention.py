@@ -97,7 +97,7 @@ async def test_an_upload_that_no_dataset_took_goes_when_it_expires(
 ) -> None:
     account_id = await world.account()
     for name, expires_s in (("late", -1), ("coming", 3600), ("taken", -1)):
-        upload_id = await queries.new_id(conn)
+        upload_id = await conn.fetchval("select uuidv7()")
         key = s3_keys.upload(account_id, upload_id, name)
         await queries.insert_upload(
             conn, id=upload_id, account_id=account_id, filename=name, content_type="x", s3_key=key,
@@ -158,8 +158,8 @@ async def test_every_table_that_names_an_account_or_a_job_is_emptied(conn: OwnCo
         "select distinct table_name from information_schema.columns where table_schema = 'public' "
         "and column_name in ('account_id', 'job_id', 'dataset_id', 'upload_id', 'model_id', 'endpoint_id')"
     )
-    views = {"claimable"}
-    by_cascade = {"webhook_deliveries"}
+    views = {"claimable", "ready_jobs"}
+    by_cascade = {"webhook_deliveries", "accounts_running"}
     kept = {"ledger_stubs", "audit_log"}
     emptied = queries.delete_account_rows.sql + queries.close_account.sql
     emptied += queries.delete_outbox_of_jobs.sql + queries.delete_histories.sql
@@ -180,7 +180,7 @@ async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored
     attempt = await world.claim(job)
     prefix = s3_keys.export(s3_keys.attempt(job.id, attempt.epoch, attempt.attempt_id))
     await storage.put_bytes(f"{prefix}/model.safetensors", b"x")
-    model_id = await queries.new_id(conn)
+    model_id = await conn.fetchval("select uuidv7()")
     await queries.insert_model(
         conn, id=model_id, account_id=job.account_id, job_id=job.id, name="grown", params=1, base_model_id=None,
         parent_model_id=None, config={}, s3_prefix=prefix, manifest=Manifest(()),

@@ -1,12 +1,5 @@
 -- What a worker reads and writes during an attempt. State columns are assigned in transitions.sql only.
 
--- name: next_claimable(pool, spec_version, capabilities)^
--- The job an idle worker should try: priority, then fair share between accounts, then age.
-select id, lease_epoch from claimable
-where pool = :pool and spec_version <= :spec_version and requirements <@ :capabilities
-order by priority desc, account_running, created_at
-limit 1;
-
 -- name: get_claim(job_id, attempt_id)^
 -- The job as held by an attempt whose claim's answer was lost.
 select * from jobs where id = :job_id and state = 'running' and attempt_id = :attempt_id;

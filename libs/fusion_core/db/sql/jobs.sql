@@ -54,25 +54,54 @@ left join lateral (
 where j.account_id = :account_id and j.id = :job_id and not j.internal;
 
 -- name: queue_of_job(most, seen_s, recent, job_id)^
--- Who is ahead by priority and age, counted to `most`; the pool's workers seen lately; how long its last jobs took.
+-- Who is served before it, counted to `most`, in the order of serving_order, whose terms these are: jobs of lines that
+-- are open or its own, as if all had waited long enough. The pool's workers seen lately; how long its last jobs took.
 select
-    least(:most, (
+    (
         select count(*) from (
-            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
-                and o.priority > j.priority limit :most
-        ) above
-    ) + (
-        select count(*) from (
-            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
-                and o.priority = j.priority and o.created_at < j.created_at limit :most
-        ) older
-    )) as ahead,
+            select from queue_lines(j.pool) line
+            cross join lateral (
+                select account_running from open_line(j.pool, line.account_id)
+                union all
+                select mine.running where line.account_id = j.account_id limit 1
+            ) open
+            cross join lateral (
+                select head.*, row_number() over (order by head.created_at, head.id) as turn from (
+                    select o.created_at, o.id from jobs o
+                    where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                        and (o.priority, o.account_id) >= (line.priority, line.account_id)
+                        and (o.priority, o.account_id) <= (line.priority, line.account_id)
+                    order by o.priority, o.account_id, o.created_at, o.id
+                    limit case when line.priority > j.priority then :most
+                        else greatest(0, mine.running + mine.turn - open.account_running) end
+                ) head
+            ) other
+            where line.priority >= j.priority and (
+                line.priority > j.priority
+                or (open.account_running + other.turn, other.created_at, other.id)
+                    < (mine.running + mine.turn, j.created_at, j.id)
+            )
+            limit :most
+        ) before
+    ) as ahead,
     w.idle, w.workers, r.mean_s, greatest(j.not_before, now()) as earliest,
     j.quarantined_at is not null or exists (
         select from dispatch_pauses p
         where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
     ) as held
 from jobs j
+cross join lateral (
+    select r.jobs as running, 1 + (
+        select count(*) from (
+            select from jobs o
+            where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                and (o.priority, o.account_id, o.created_at, o.id) >= (j.priority, j.account_id, '-infinity', j.id)
+                and (o.priority, o.account_id, o.created_at, o.id) < (j.priority, j.account_id, j.created_at, j.id)
+            limit :most
+        ) older
+    ) as turn
+    from accounts_running r where r.account_id = j.account_id
+) mine
 cross join lateral (
     select count(*) as workers, count(*) filter (where state = 'idle') as idle from workers
     where pool = j.pool and state in ('idle', 'busy') and seen_at > now() - make_interval(secs => :seen_s)

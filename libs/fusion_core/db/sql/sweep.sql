@@ -20,14 +20,20 @@ select id from jobs where state = 'stopped' and stopped_at < now() - make_interv
 
 -- name: due_rings(depth, again_s)
 -- The head of each pool's queue, in the order it should be served, where no bell has rung lately.
-with ranked as (
-    select id, pool, lease_epoch, ring_count, rung_at,
-        row_number() over (partition by pool order by priority desc, account_running, created_at) as place
-    from claimable
+with recursive waiting as (
+    (
+        select j.pool from jobs j where j.state = 'queued' and j.quarantined_at is null order by j.pool limit 1
+    )
+    union all
+    select further.pool from waiting cross join lateral (
+        select j.pool from jobs j where j.state = 'queued' and j.quarantined_at is null and j.pool > waiting.pool
+        order by j.pool limit 1
+    ) further
 )
-select id, pool, lease_epoch, ring_count from ranked
-where place <= :depth and (rung_at is null or rung_at < now() - make_interval(secs => :again_s))
-order by pool, place;
+select n.id, waiting.pool, n.lease_epoch, n.ring_count
+from waiting cross join lateral serving_order(waiting.pool, :depth) n
+where n.rung_at is null or n.rung_at < now() - make_interval(secs => :again_s)
+order by waiting.pool, n.place;
 
 -- name: ring_job(job_id, epoch, ring_count)$
 -- Compare and set: of two orchestrators that saw the same count one rings.
