@@ -81,6 +81,9 @@ _ALL = (
     Problem(
         "gpu_fault", None, "The worker's GPU reported a fault", "It is retried elsewhere; operators: see its drain."
     ),
+    Problem(
+        "deadline_exceeded", None, "The job did not end in time", "Submit it again, or a smaller one; ask the operator."
+    ),
     Problem("upload_failed", None, "The worker could not store what it made", "It is retried; see the message."),
     Problem("checkpoint_upload_failed", None, "A checkpoint could not be stored", "Training goes on; see the message."),
     Problem("cancelled", None, "The reading of the dataset was cancelled", "Upload the files again and register them."),

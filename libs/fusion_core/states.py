@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 STOPPED_EXPIRES_DAYS = 30
 CRASH_BUDGET = 3  # crashes in a row without a new checkpoint, after which the job fails
+DEADLINE_S = 14 * 86_400.0  # from its creation a job may take this long, stopped time apart
+INTERNAL_DEADLINE_S = 86_400.0  # reading a dataset, sampling a base
 FAILING_WORKER_LIMIT = 3  # jobs in a row that crashed on a worker, after which it is drained
 LOSS_LIMIT = 5  # workers lost in a row without a new checkpoint, after which the job waits for the operator
 

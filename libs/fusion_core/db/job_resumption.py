@@ -40,7 +40,13 @@ def price_of_rest(prices: PriceTable, spec: CustomerSpec, step: int) -> Estimate
 
 
 async def resume_from_checkpoint(
-    conn: Connection, account_id: UUID, job_id: UUID, checkpoint_id: UUID, prices: PriceTable, key: str
+    conn: Connection,
+    account_id: UUID,
+    job_id: UUID,
+    checkpoint_id: UUID,
+    prices: PriceTable,
+    key: str,
+    deadline_s: float | None = None,
 ) -> Resumption | None:
     """From the newest checkpoint the job itself goes on; from an older one a new job with idempotency key `key`.
 
@@ -74,6 +80,7 @@ async def resume_from_checkpoint(
             request_sha256=hashlib.sha256(checkpoint_id.bytes).digest(),
             price_version=prices.version,
             estimate=price_of_rest(prices, spec, checkpoint["step"]),
+            deadline_s=deadline_s,
         )
         made, created = await submit_job(conn, new)
         return Resumption(await _begin_at(conn, made, checkpoint) if created else made, created)

@@ -11,7 +11,7 @@ from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobHead, JobRow
 from fusion_core.job_spec import INTERNAL_TYPES, SPEC_VERSION, CustomerSpec, IngestSpec
 from fusion_core.money import Estimate
-from fusion_core.states import State, Status, rows_of_status
+from fusion_core.states import DEADLINE_S, INTERNAL_DEADLINE_S, State, Status, rows_of_status
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +33,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     request_sha256: bytes | None = None
     price_version: int | None = None
     estimate: Estimate | None = None
+    deadline_s: float | None = None
+    """From its creation to its end; the type's own if unset."""
 
 
 class IdempotencyConflictError(Exception):
@@ -78,6 +80,7 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
             priority=0,
             labels=dict(new.labels),
             description=new.description,
+            deadline_s=new.deadline_s or (INTERNAL_DEADLINE_S if new.type in INTERNAL_TYPES else DEADLINE_S),
         )
         if record is not None:
             if account is not None and account["spend_limit_microusd"] is not None:

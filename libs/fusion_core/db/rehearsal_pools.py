@@ -13,6 +13,7 @@ from fusion_core.db.endings import record_event
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import SPEC_VERSION, SampleSpec
+from fusion_core.states import INTERNAL_DEADLINE_S
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
 OPERATOR_ACCOUNT = UUID("00000000-0000-7000-8000-000000000000")  # inserted by 0002_engine_jobs.sql
@@ -58,6 +59,7 @@ async def ensure_sampled(
             priority=SAMPLE_PRIORITY,
             labels={},
             description=None,
+            deadline_s=INTERNAL_DEADLINE_S,
         )
         if record is None:
             return None

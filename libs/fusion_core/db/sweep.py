@@ -1,13 +1,17 @@
 """The orchestrator's side of a job: reclaim, ring, expire. Any number of replicas may call these at once."""
 
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from fusion_core.db.endings import end_cancelled, requeue
+from fusion_core.db.endings import end_cancelled, end_failed, obey_pending, requeue
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.states import STOPPED_EXPIRES_DAYS, State
+
+GONE_WORKER_DAYS = 7
 
 
 class Ring(msgspec.Struct, frozen=True):
@@ -53,6 +57,39 @@ async def expire_stopped(conn: Connection, *, days: int = STOPPED_EXPIRES_DAYS, 
                 await end_cancelled(conn, job, await queries.cancel_idle_job(conn, job_id=job.id))
                 expired += 1
     return expired
+
+
+async def end_overdue(conn: Connection, *, limit: int = 100) -> list[JobRow]:
+    """End queued and running jobs past their deadlines, each in its own transaction."""
+    ended = []
+    for overdue in [row async for row in queries.overdue_jobs(conn, limit=limit)]:
+        async with conn.transaction():
+            record = await queries.lock_overdue(conn, job_id=overdue["id"], epoch=overdue["lease_epoch"])
+            if record is not None:
+                ended.append(await _end_overdue(conn, JobRow.of(record), record["allowed"]))
+    return ended
+
+
+async def _end_overdue(conn: Connection, job: JobRow, allowed: timedelta) -> JobRow:
+    """running, queued -> failed, unless its customer has asked for another end before."""
+    obeyed = await obey_pending(conn, job) if job.state == State.RUNNING else None
+    if obeyed is not None:
+        return obeyed
+    error = {
+        "code": "deadline_exceeded",
+        "message": (
+            f"The job did not end within {allowed / timedelta(hours=1):.1f} hours of its creation. It was {job.state},"
+            f" at step {job.last_checkpoint_step}, interrupted {job.retries} times. Nothing is charged."
+        ),
+    }
+    return await end_failed(conn, job, error)
+
+
+async def mark_gone_workers(conn: Connection, *, silent_s: float) -> list[Any]:
+    """Workers that have neither reported for `silent_s` nor hold a lease are no capacity; old rows are forgotten."""
+    gone = [row async for row in queries.mark_gone_workers(conn, silent_s=silent_s)]
+    await queries.forget_gone_workers(conn, days=GONE_WORKER_DAYS)
+    return gone
 
 
 async def due_rings(conn: Connection, *, depth: int, again_s: float) -> list[Ring]:

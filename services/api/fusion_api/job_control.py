@@ -99,20 +99,23 @@ async def resume_job(
     async def resume(connection: Connection) -> UUID:
         if checkpoint_id is None:
             return _own(await jobs.resume_job(connection, caller.account_id, job_id)).id
-        return await _resume_from(connection, caller, job_id, checkpoint_id, once.key)
+        deadline_s = services.settings.job_deadline_h * 3600
+        return await _resume_from(connection, caller, job_id, checkpoint_id, once.key, deadline_s)
 
     job = await read_detail(services, caller, await once.make(resume) or job_id)
     return Response(job, status_code=200 if job.id == job_id or once.replayed else 201)
 
 
 async def _resume_from(
-    connection: Connection, caller: Caller, job_id: UUID, checkpoint_id: UUID, key: str | None
+    connection: Connection, caller: Caller, job_id: UUID, checkpoint_id: UUID, key: str | None, deadline_s: float
 ) -> UUID:
     """Without an Idempotency-Key one checkpoint makes one job, however often the request is sent."""
     key = f"resume-{key or checkpoint_id}"
     prices = await current_prices(connection)
     try:
-        resumed = await resume_from_checkpoint(connection, caller.account_id, job_id, checkpoint_id, prices, key)
+        resumed = await resume_from_checkpoint(
+            connection, caller.account_id, job_id, checkpoint_id, prices, key, deadline_s
+        )
     except NotStoppedError as error:
         raise ProblemError("not_stopped", f"the job is {error}") from error
     except CheckpointGoneError as error:

@@ -66,6 +66,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
         request_sha256=canonical_sha256(body),
         price_version=prices.version,
         estimate=resolved.estimate,
+        deadline_s=services.settings.job_deadline_h * 3600,
     )
     return new, resolved.found
 

@@ -16,6 +16,8 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """Sequences sampled from each new base for rehearsal; 0 leaves it to every job to sample a few for itself."""
     ingest_pool: str = "cpu"
     """The pool that reads datasets."""
+    job_deadline_h: float = 336.0
+    """A job that has not ended so many hours after its creation fails; time in which it was stopped does not count."""
     max_body_bytes: int = 2**20
     """Larger request bodies are refused; data goes to presigned URLs."""
     client_deadline_s: float = 20.0

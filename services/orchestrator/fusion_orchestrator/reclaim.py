@@ -1,4 +1,4 @@
-"""The sweep: takes expired leases back and lets old stopped jobs go. Any number of replicas may sweep at once."""
+"""The sweeps: what has a deadline and has passed it. Any number of replicas may sweep at once."""
 
 import structlog
 from fusion_core.db import sweep
@@ -35,3 +35,21 @@ async def expire_stopped(pool: Pool, metrics: Metrics) -> int:
     if expired:
         log.info("stopped_jobs_expired", jobs=expired)
     return expired
+
+
+async def end_overdue(pool: Pool) -> int:
+    """End the jobs that are past their deadlines as failed; answers how many."""
+    async with pool.acquire() as conn:
+        ended = await sweep.end_overdue(conn)
+    for job in ended:
+        log.warning("job_overdue", job_id=str(job.id), state=job.state)
+    return len(ended)
+
+
+async def mark_gone_workers(pool: Pool, settings: OrchestratorSettings) -> int:
+    """Workers that fell silent are gone until they report again; answers how many."""
+    async with pool.acquire() as conn:
+        gone = await sweep.mark_gone_workers(conn, silent_s=settings.worker_gone_s)
+    for worker in gone:
+        log.warning("worker_silent", worker_id=str(worker["id"]), name=worker["name"], pool=worker["pool"])
+    return len(gone)

@@ -15,7 +15,7 @@ from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
 from fusion_orchestrator.figures import Figures
 from fusion_orchestrator.metrics import Metrics
 from fusion_orchestrator.prune import Pruner, PruneReport
-from fusion_orchestrator.reclaim import expire_stopped, reclaim_leases
+from fusion_orchestrator.reclaim import end_overdue, expire_stopped, mark_gone_workers, reclaim_leases
 from fusion_orchestrator.settings import OrchestratorSettings
 from fusion_orchestrator.wake import Wake
 from fusion_orchestrator.webhooks.loops import Webhooks
@@ -80,6 +80,8 @@ class Service:
 
     async def _expire(self) -> None:
         await expire_stopped(self.pool, self.metrics)
+        await end_overdue(self.pool)
+        await mark_gone_workers(self.pool, self.settings)
         await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
         await self._webhooks.forget_old()
 

@@ -39,6 +39,8 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     """How often expired leases and unrung jobs are looked for."""
     sweep_gap_s: float = 10.0
     """Sweeps missing for this long mean an outage: workers then get a whole lease to renew before a reclaim."""
+    worker_gone_s: float = 60.0
+    """A worker that holds no lease and has not reported for this long is gone, until it reports again."""
     ring_again_s: float = 10.0
     """A job nobody claimed is rung for again after this."""
     ring_depth: int = 32

@@ -29,6 +29,7 @@ from fusion_worker.slot import Slot
 from fusion_worker.trainer_process import kill_strays
 
 log = structlog.get_logger()
+BUSY_BEATS = 4
 
 
 class Daemon:
@@ -39,6 +40,7 @@ class Daemon:
         self._claimer = Claimer(worker_id=uuid4(), pool=settings.pool)
         self._draining = asyncio.Event()
         self._runner: AttemptRunner | None = None
+        self._attempt_now: Attempt | None = None
         self.metrics = Metrics()
 
     async def run(self) -> None:
@@ -121,6 +123,7 @@ class Daemon:
             self._runner = AttemptRunner(self._machine, job, attempt)
             if self._draining.is_set():
                 self._runner.drain()
+            self._attempt_now = attempt
             await self._report("busy", attempt)
             self.metrics.busy.set(1)
             try:
@@ -128,18 +131,28 @@ class Daemon:
                     await self._runner.run()
             finally:
                 self._runner = None
+                self._attempt_now = None
                 self.metrics.attempt_ended()
             await self._report("idle")
 
     async def _report_for_ever(self) -> None:
+        """A busy worker reports, too, if less often: its lease says that it lives, its row that its pool has it."""
         registered = False
+        beat = 0
         while True:
             alive.mark(Path(self._settings.work_dir))
             if not registered:
                 registered = await self._register()
-            elif not self._slot.busy:
-                await self._report("draining" if self._draining.is_set() else "idle")
+            elif not self._slot.busy or beat % BUSY_BEATS == 0:
+                registered = await self._report(self._state, self._attempt_now)
+            beat += 1
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    @property
+    def _state(self) -> str:
+        if self._draining.is_set():
+            return "draining"
+        return "busy" if self._slot.busy else "idle"
 
     async def _register(self) -> bool:
         try:
@@ -158,16 +171,18 @@ class Daemon:
             return False
         return True
 
-    async def _report(self, state: str, attempt: Attempt | None = None) -> None:
-        """For operators to look at; nothing depends on it."""
+    async def _report(self, state: str, attempt: Attempt | None = None) -> bool:
+        """False: the row is gone, since nobody heard of this worker for days."""
         with contextlib.suppress(*POSTGRES_AWAY):
             async with asyncio.timeout(5):
-                await queries.worker_seen(
+                seen = await queries.worker_seen(
                     self._machine.pool,
                     id=self._claimer.worker_id,
                     state=state,
                     job_id=attempt.job_id if attempt else None,
                 )
+            return seen is not None
+        return True
 
 
 @contextlib.asynccontextmanager

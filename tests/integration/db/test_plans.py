@@ -41,7 +41,7 @@ OF_WORKERS = (
     "claim_job", "claim_next_job", "due_rings", "renew_lease", "get_claim", "lock_attempt", "append_event",
     "append_attempt_events", "commit_checkpoint", "readable_checkpoints", "request_cancel", "request_stop",
     "complete_training", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job",
-    "expired_leases", "expired_stops", "base_of_job",
+    "expired_leases", "expired_stops", "overdue_jobs", "base_of_job",
 )  # fmt: skip
 OF_WEBHOOKS = (
     "list_webhooks", "get_webhook", "list_deliveries", "get_delivery", "replay_delivery", "take_outbox",

@@ -18,6 +18,28 @@ order by lease_expires_at limit :limit;
 -- name: expired_stops(days, limit)
 select id from jobs where state = 'stopped' and stopped_at < now() - make_interval(days => :days) limit :limit;
 
+-- name: overdue_jobs(limit)
+select id, lease_epoch from jobs where state in ('queued', 'running') and deadline_at < now()
+order by deadline_at limit :limit;
+
+-- name: lock_overdue(job_id, epoch)^
+-- Read again under the lock: it may have ended, been claimed or been given more time.
+select *, deadline_at - created_at as allowed from jobs
+where id = :job_id and state in ('queued', 'running') and lease_epoch = :epoch and deadline_at < now()
+for update skip locked;
+
+-- name: mark_gone_workers(silent_s)
+-- A worker that holds a lease lives, however long ago it reported.
+update workers w set state = 'gone', job_id = null
+where state <> 'gone' and seen_at < now() - make_interval(secs => :silent_s)
+    and not exists (
+        select from jobs where lease_owner = w.id and state = 'running' and lease_expires_at > now()
+    )
+returning id, name, pool;
+
+-- name: forget_gone_workers(days)!
+delete from workers where state = 'gone' and seen_at < now() - make_interval(days => :days);
+
 -- name: due_rings(depth, again_s)
 -- The head of each pool's queue, in the order it should be served, where no bell has rung lately.
 with recursive waiting as (

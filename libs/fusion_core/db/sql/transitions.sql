@@ -1,15 +1,16 @@
 -- Every statement that changes a job's state. A worker's statements are fenced by state, lease epoch and attempt id:
 -- no row back means the lease is lost. The pairs after each name are compared with fusion_core.states by a test.
 
--- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority, labels, description)^
+-- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority, labels, description, deadline_s)^
 -- new -> queued. No row: the account has used this idempotency key before, or the base is being sampled already.
 insert into jobs (
     account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id,
-    price_version, estimate, reserved_microusd, pool, requirements, priority, labels, description
+    price_version, estimate, reserved_microusd, pool, requirements, priority, labels, description,
+    deadline_at
 ) values (
     :account_id, :type, :idempotency_key, :request_sha256, :spec_version, :spec, :base_model_id, :source_model_id,
     :dataset_id, :price_version, :estimate, estimate_total(:estimate), :pool, :requirements, :priority, :labels,
-    :description
+    :description, now() + make_interval(secs => :deadline_s)
 )
 on conflict do nothing
 returning *;
@@ -192,10 +193,11 @@ where id = :job_id and state = 'queued'
 returning *;
 
 -- name: resume_job(job_id)^
--- stopped -> queued. Clears the pending stop.
+-- stopped -> queued. Clears the pending stop; the time it was stopped does not count against its deadline.
 update jobs set
     state = 'queued', stop_requested_at = null, stopped_at = null, last_interruption = null, not_before = now(),
-    crashes = 0, losses = 0, quarantined_at = null, rung_at = null
+    crashes = 0, losses = 0, quarantined_at = null, rung_at = null,
+    deadline_at = deadline_at + (now() - stopped_at)
 where id = :job_id and state = 'stopped'
 returning *;
 
