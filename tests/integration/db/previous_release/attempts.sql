@@ -1,0 +1,169 @@
+-- What a worker reads and writes during an attempt. State columns are assigned in transitions.sql only.
+
+-- name: next_claimable(pool, spec_version, capabilities)^
+-- The job an idle worker should try: priority, then fair share between accounts, then age.
+select id, lease_epoch from claimable
+where pool = :pool and spec_version <= :spec_version and requirements <@ :capabilities
+order by priority desc, account_running, created_at
+limit 1;
+
+-- name: get_claim(job_id, attempt_id)^
+-- The job as held by an attempt whose claim's answer was lost.
+select * from jobs where id = :job_id and state = 'running' and attempt_id = :attempt_id;
+
+-- name: lock_attempt(job_id, epoch, attempt_id)^
+-- The fence: locks the job's row for an attempt. No row: the lease is lost.
+select * from jobs
+where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
+for update;
+
+-- name: lock_expired(job_id, epoch)^
+-- The reaper's fence, read again under the lock.
+select * from jobs
+where id = :job_id and state = 'running' and lease_epoch = :epoch and lease_expires_at < now()
+for update skip locked;
+
+-- name: lock_job(job_id)^
+select * from jobs where id = :job_id for update;
+
+-- name: append_event(job_id, type, data)$
+-- Number one event of the platform's own under the job's row lock; answers its sequence number.
+with numbered as (
+    update jobs set event_seq = event_seq + 1 where id = :job_id returning event_seq
+)
+insert into job_events (job_id, seq, type, data) select :job_id, event_seq, :type, :data from numbered
+returning seq;
+
+-- name: append_attempt_events(numbers, types, payloads, phase, job_id, attempt_id)!
+-- Number a worker's batch. The caller holds the fence and passes only events past jobs.attempt_events.
+with batch as (
+    select number, type, data::jsonb as data, row_number() over (order by number) as place
+    from unnest(:numbers::int[], :types::text[], :payloads::text[]) as b (number, type, data)
+), numbered as (
+    update jobs set
+        event_seq = event_seq + (select count(*) from batch),
+        attempt_events = (select max(number) from batch),
+        phase = coalesce(:phase, phase),
+        grown_at = case when 'grown' = any(:types) then coalesce(grown_at, now()) else grown_at end
+    where id = :job_id
+    returning event_seq - (select count(*) from batch) as first
+)
+insert into job_events (job_id, seq, type, data, attempt_id, attempt_seq)
+select :job_id, first + place, type, data, :attempt_id, number from batch, numbered;
+
+-- name: upsert_metrics(job_id, epoch, steps, points)!
+-- The later epoch wins a step.
+insert into job_metrics (job_id, step, epoch, point)
+select :job_id, step, :epoch, point::jsonb from unnest(:steps::int[], :points::text[]) as m (step, point)
+on conflict (job_id, step) do update set epoch = excluded.epoch, point = excluded.point
+where job_metrics.epoch <= excluded.epoch;
+
+-- name: insert_checkpoint(job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)^
+insert into checkpoints (job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest)
+values (:job_id, :step, :epoch, :attempt_id, :format_version, :turn_end, :s3_prefix, :manifest)
+on conflict (job_id, step, epoch) do nothing
+returning step;
+
+-- name: advance_checkpoint(step, job_id)!
+-- Progress: the counters of interruptions without progress start anew.
+update jobs set last_checkpoint_step = greatest(last_checkpoint_step, :step), crashes = 0, losses = 0
+where id = :job_id and last_checkpoint_step < :step;
+
+-- name: readable_checkpoints(job_id)
+-- Newest first; at one step the later epoch first.
+select step, epoch, s3_prefix, manifest, format_version from checkpoints
+where job_id = :job_id and state = 'ok' order by step desc, epoch desc;
+
+-- name: lose_checkpoint(job_id, step, epoch)!
+update checkpoints set state = 'lost' where job_id = :job_id and step = :step and epoch = :epoch and state = 'ok';
+
+-- name: fall_back_checkpoint(job_id)!
+update jobs set last_checkpoint_step = coalesce(
+    (select max(step) from checkpoints where job_id = :job_id and state = 'ok'), 0)
+where id = :job_id;
+
+-- name: new_id()$
+-- An id that sorts by time (RFC 9562, version 7).
+select uuidv7();
+
+-- name: lock_model_name(account_id, name)$
+-- Versions of one name are numbered one at a time.
+select pg_advisory_xact_lock(hashtextextended(:account_id::uuid || '/' || :name, 0));
+
+-- name: insert_model(id, account_id, job_id, name, params, base_model_id, parent_model_id, config, s3_prefix, manifest)^
+insert into models (
+    id, account_id, job_id, name, version, params, base_model_id, parent_model_id, config, s3_prefix, manifest
+)
+select :id, :account_id, :job_id, :name,
+    coalesce((select max(version) from models where account_id = :account_id and name = :name), 0) + 1,
+    :params, :base_model_id, :parent_model_id, :config, :s3_prefix, :manifest
+returning *;
+
+-- name: insert_ledger(account_id, job_id, amount_microusd, line_items, tokens, price_version)!
+insert into ledger (account_id, job_id, amount_microusd, line_items, tokens, price_version, gpu_seconds)
+select :account_id, :job_id, :amount_microusd, :line_items, :tokens, :price_version, gpu_seconds
+from jobs where id = :job_id;
+
+-- name: insert_outbox(job_id, seq, topic)!
+insert into outbox (job_id, seq, topic) values (:job_id, :seq, :topic);
+
+-- name: insert_shard(dataset_id, split, ordinal, s3_key, bytes, rows, sha256)!
+insert into shards (dataset_id, split, ordinal, s3_key, bytes, rows, sha256)
+values (:dataset_id, :split, :ordinal, :s3_key, :bytes, :rows, :sha256);
+
+-- name: dataset_ready(shard_count, bytes, rows, heldout_rows, dataset_id)!
+update datasets set status = 'ready', shard_count = :shard_count, bytes = :bytes, rows = :rows,
+    heldout_rows = :heldout_rows
+where id = :dataset_id and status = 'validating';
+
+-- name: dataset_failed(error, dataset_id)!
+update datasets set status = 'failed', error = :error where id = :dataset_id and status = 'validating';
+
+-- name: insert_dataset_report(dataset_id, report)!
+with kept as (insert into dataset_reports (dataset_id, report) values (:dataset_id, :report))
+update datasets set skipped_rows = (:report::jsonb ->> 'skipped_rows')::bigint where id = :dataset_id;
+
+-- name: base_of_job(job_id)^
+-- The folder a job starts from: a catalog base model, or a model of the account's own.
+select b.s3_prefix, b.manifest, b.config, b.rehearsal, b.id as base_model_id, null::uuid as parent_model_id
+from jobs j join base_models b on b.id = j.base_model_id where j.id = :job_id
+union all
+select m.s3_prefix, m.manifest, m.config, b.rehearsal, m.base_model_id, m.id
+from jobs j join models m on m.id = j.source_model_id left join base_models b on b.id = m.base_model_id
+where j.id = :job_id;
+
+-- name: rehearsal_of_job(job_id)^
+-- Rehearsal files lie beside the catalog base model, also for a model grown from it.
+select b.s3_prefix, b.rehearsal from jobs j
+left join models m on m.id = j.source_model_id
+join base_models b on b.id = coalesce(j.base_model_id, m.base_model_id)
+where j.id = :job_id and b.rehearsal is not null;
+
+-- name: insert_rehearsal_pool(job_id, base_model_id, model_id, manifest)!
+insert into rehearsal_pools (job_id, base_model_id, model_id, manifest)
+values (:job_id, :base_model_id, :model_id, :manifest);
+
+-- name: pool_of_job(job_id)$
+-- The manifest of the text sampled from the very folder that the job starts from. No row: it has not been sampled.
+select p.manifest from jobs j
+join rehearsal_pools p on p.base_model_id = j.base_model_id or p.model_id = j.source_model_id
+where j.id = :job_id;
+
+-- name: dataset_name_of_job(job_id)$
+-- The name and version of the dataset, for the model card. No row: the job has none.
+select d.name || ' v' || d.version from jobs j join datasets d on d.id = j.dataset_id where j.id = :job_id;
+
+-- name: shards_of_dataset(dataset_id)
+select split, s3_key, bytes, rows, sha256 from shards where dataset_id = :dataset_id order by split, ordinal;
+
+-- name: uploads_of_dataset(dataset_id)
+select u.s3_key, u.filename, d.size, d.etag
+from dataset_uploads d join uploads u on u.id = d.upload_id where d.dataset_id = :dataset_id order by d.ordinal;
+
+-- name: register_worker(id, name, pool, spec_version, capabilities, version, gpus)!
+insert into workers (id, name, pool, spec_version, capabilities, version, gpus, state)
+values (:id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle')
+on conflict (id) do update set seen_at = now(), state = 'idle';
+
+-- name: worker_seen(state, job_id, id)!
+update workers set seen_at = now(), state = :state, job_id = :job_id where id = :id;

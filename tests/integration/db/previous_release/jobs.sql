@@ -1,0 +1,130 @@
+-- What a customer reads. Every query names the account.
+
+-- name: get_job(account_id, job_id)^
+select * from jobs where account_id = :account_id and id = :job_id and not internal;
+
+-- name: get_job_by_key(account_id, idempotency_key)^
+select * from jobs where account_id = :account_id and idempotency_key = :idempotency_key;
+
+-- name: list_jobs(account_id, after, limit)
+-- A first page starts above every id, so that one plan serves every page.
+select
+    id, account_id, type, base_model_id, source_model_id, dataset_id, labels, description, state, phase,
+    last_interruption, retries, last_checkpoint_step, output_model_id, created_at, started_at, finished_at
+from jobs
+where account_id = :account_id and not internal
+    and id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+order by id desc limit :limit;
+
+-- name: find_jobs(account_id, type, state, phases, interrupted, start_model_id, dataset_id, labels, after, limit)
+-- Null filters nothing. `labels` are elements of account_labels, all of which a job must have.
+select
+    id, account_id, type, base_model_id, source_model_id, dataset_id, labels, description, state, phase,
+    last_interruption, retries, last_checkpoint_step, output_model_id, created_at, started_at, finished_at
+from jobs
+where account_id = :account_id and not internal
+    and id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+    and (:type::text is null or type = :type)
+    and (:state::text is null or (
+        state = :state and coalesce(phase, '') = any(:phases::text[])
+        and (last_interruption is not null) = any(:interrupted::boolean[])
+    ))
+    and (:start_model_id::uuid is null or start_model_id = :start_model_id)
+    and (:dataset_id::uuid is null or dataset_id = :dataset_id)
+    and (:labels::text[] is null or (labels <> '{}' and account_labels(account_id, labels) @> :labels))
+order by id desc limit :limit;
+
+-- name: list_events(job_id, after, limit)
+select e.seq, e.type, e.data, e.created_at from job_events e
+where e.job_id = :job_id and e.seq > :after order by e.seq limit :limit;
+
+-- name: event_seqs(job_ids)
+-- For a process that follows these jobs; it has checked whose they are.
+select id, event_seq from jobs where id = any(:job_ids::uuid[]);
+
+-- name: list_metrics(job_id, since_step, limit)
+select point from job_metrics where job_id = :job_id and step > :since_step order by step limit :limit;
+
+-- name: get_job_with_progress(account_id, job_id)^
+-- The newest point of the current attempt: what an attempt that was lost computed past its checkpoint counts no more.
+select j.*, m.point from jobs j
+left join lateral (
+    select point from job_metrics where job_id = j.id and epoch = j.lease_epoch order by step desc limit 1
+) m on true
+where j.account_id = :account_id and j.id = :job_id and not j.internal;
+
+-- name: queue_of_job(most, seen_s, recent, job_id)^
+-- Who is ahead by priority and age, counted to `most`; the pool's workers seen lately; how long its last jobs took.
+select
+    least(:most, (
+        select count(*) from (
+            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                and o.priority > j.priority limit :most
+        ) above
+    ) + (
+        select count(*) from (
+            select from jobs o where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+                and o.priority = j.priority and o.created_at < j.created_at limit :most
+        ) older
+    )) as ahead,
+    w.idle, w.workers, r.mean_s, greatest(j.not_before, now()) as earliest,
+    j.quarantined_at is not null or exists (
+        select from dispatch_pauses p
+        where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
+    ) as held
+from jobs j
+cross join lateral (
+    select count(*) as workers, count(*) filter (where state = 'idle') as idle from workers
+    where pool = j.pool and state in ('idle', 'busy') and seen_at > now() - make_interval(secs => :seen_s)
+) w
+cross join lateral (
+    select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
+        select started_at, finished_at from jobs
+        where pool = j.pool and state = 'completed' and not internal order by finished_at desc limit :recent
+    ) last
+) r
+where j.id = :job_id;
+
+-- name: sample_metrics(buckets, job_id, since_step)
+-- Of each of `buckets` equal ranges of steps the points of least and greatest loss, and the first and the last of all.
+with kept as (
+    select step, (point ->> 'loss')::float8 as loss from job_metrics where job_id = :job_id and step > :since_step
+), ends as (
+    select min(step) as first, max(step) as last from kept
+), ranked as (
+    select step,
+        row_number() over (partition by width_bucket(step, first, last + 1, :buckets) order by loss, step) as low,
+        row_number() over (partition by width_bucket(step, first, last + 1, :buckets) order by loss desc, step) as high
+    from kept, ends
+)
+select m.point from ranked join job_metrics m on m.job_id = :job_id and m.step = ranked.step
+where low = 1 or high = 1 or ranked.step in (select first from ends union all select last from ends)
+order by m.step;
+
+-- name: latest_metric_step(job_id)$
+select coalesce(max(step), 0) from job_metrics where job_id = :job_id;
+
+-- name: list_checkpoints(job_id, after, limit)
+select id, step, turn_end, state, created_at,
+    (select coalesce(sum((file ->> 'size')::bigint), 0)::bigint from jsonb_array_elements(manifest -> 'files') file)
+        as bytes
+from checkpoints
+where job_id = :job_id and id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+order by id desc limit :limit;
+
+-- name: get_checkpoint(job_id, checkpoint_id)^
+select id, step, state from checkpoints where job_id = :job_id and id = :checkpoint_id;
+
+-- name: start_from_checkpoint(job_id, checkpoint_id)^
+-- A new job begins where another's checkpoint ends. Epoch 0 is before its own first attempt.
+with source as (
+    select * from checkpoints where id = :checkpoint_id and state = 'ok'
+), copied as (
+    insert into checkpoints
+        (job_id, step, epoch, attempt_id, format_version, turn_end, s3_prefix, manifest, stored_by)
+    select :job_id, step, 0, attempt_id, format_version, turn_end, s3_prefix, manifest, coalesce(stored_by, job_id)
+    from source
+)
+update jobs set start_step = source.step, last_checkpoint_step = source.step, resumed_from = source.job_id
+from source where jobs.id = :job_id
+returning jobs.*;
