@@ -1,4 +1,4 @@
-"""Expand, then contract: the previous release goes on working on the new schema, as it does while a rollout is under way.
+"""Expand, then contract: the previous release works on the new schema, as it does while a rollout is under way.
 
 `previous_release/` holds the SQL files of that release as they were; a release replaces them by its own, with
 `cp libs/fusion_core/db/sql/*.sql tests/integration/db/previous_release/`. A migration may only take away what neither

@@ -181,9 +181,10 @@ async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored
     prefix = s3_keys.export(s3_keys.attempt(job.id, attempt.epoch, attempt.attempt_id))
     await storage.put_bytes(f"{prefix}/model.safetensors", b"x")
     model_id = await conn.fetchval("select uuidv7()")
-    await queries.insert_model(
-        conn, id=model_id, account_id=job.account_id, job_id=job.id, name="grown", params=1, base_model_id=None,
-        parent_model_id=None, config={}, s3_prefix=prefix, manifest=Manifest(()),
+    await conn.execute(
+        "insert into models (id, account_id, job_id, name, version, params, config, s3_prefix, manifest) "
+        "values ($1, $2, $3, 'grown', 1, 1, '{}', $4, '{}')",
+        model_id, job.account_id, job.id, prefix,
     )  # fmt: skip
     async with world.pool.acquire() as connection:
         await attempts.fail(connection, attempt, "invalid_row", "no")
