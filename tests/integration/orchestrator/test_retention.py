@@ -159,7 +159,7 @@ async def test_every_table_that_names_an_account_or_a_job_is_emptied(conn: OwnCo
         "and column_name in ('account_id', 'job_id', 'dataset_id', 'upload_id', 'model_id', 'endpoint_id')"
     )
     views = {"claimable", "ready_jobs"}
-    by_cascade = {"webhook_deliveries", "accounts_running"}
+    by_cascade = {"webhook_deliveries", "accounts_running", "worker_crashes"}
     kept = {"ledger_stubs", "audit_log"}
     emptied = queries.delete_account_rows.sql + queries.close_account.sql
     emptied += queries.delete_outbox_of_jobs.sql + queries.delete_histories.sql
