@@ -87,6 +87,7 @@ _ALL = (
     Problem("upload_failed", None, "The worker could not store what it made", "It is retried; see the message."),
     Problem("checkpoint_upload_failed", None, "A checkpoint could not be stored", "Training goes on; see the message."),
     Problem("cancelled", None, "The reading of the dataset was cancelled", "Upload the files again and register them."),
+    Problem("storage_unavailable", None, "S3 did not answer", "It is retried until S3 does, from its last checkpoint."),
     Problem("inputs_unavailable", None, "The worker could not fetch its inputs", "It is retried; see the message."),
 )
 PROBLEMS: dict[str, Problem] = {problem.code: problem for problem in _ALL}

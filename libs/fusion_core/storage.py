@@ -25,6 +25,9 @@ MOST_PARTS = 10_000  # S3's own limit
 _PARALLEL_PARTS = 4
 
 
+_PASSING = frozenset({"SlowDown", "Throttling", "RequestTimeout", "RequestTimeTooSkewed"})  # refusals that pass
+
+
 class ObjectCorruptError(Exception):
     """An object's size or SHA-256 is not what its manifest says."""
 
@@ -35,6 +38,17 @@ class ObjectMissingError(Exception):
 
 class ObjectChangedError(Exception):
     """An object is no longer the one that was pinned by its ETag."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Is it S3, or the way to it, that fails, and not what was asked of it? A clock that S3 refuses is such a fault."""
+    import aiohttp
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or error.response.get("Error", {}).get("Code") in _PASSING
+    return isinstance(error, BotoCoreError | aiohttp.ClientError | TimeoutError | ConnectionError)
 
 
 class ObjectHead(msgspec.Struct, frozen=True):

@@ -27,6 +27,8 @@ from fusion_core.job_spec import SPEC_VERSION, read_customer_spec
 from fusion_core.states import CRASH_BUDGET, State
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
+STORAGE_UNAVAILABLE = "storage_unavailable"
+
 
 class LeaseLostError(Exception):
     """Another attempt has this job, or it has ended: kill the trainer, upload nothing more, drop the work."""
@@ -362,12 +364,16 @@ async def fail(
 async def crash(conn: Connection, attempt: Attempt, code: str, message: str) -> JobRow:
     """An attempt that ended without an outcome: requeued, until the budget of crashes without progress is spent.
 
+    An outage of S3 spends no budget: every job that it met would fail. The job's deadline bounds it.
+
     Raises LeaseLostError.
     """
     async with fenced(conn, attempt) as job:
         pending = await obey_pending(conn, job)
         if pending is not None:
             return pending
+        if code == STORAGE_UNAVAILABLE:
+            return await requeue(conn, job, "crash", {"code": code, "message": message}, outage=True)
         if code == failing_workers.GPU_FAULT:
             await failing_workers.blame_gpu(conn, job, message)
         if job.crashes + 1 >= CRASH_BUDGET:

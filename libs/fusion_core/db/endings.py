@@ -118,8 +118,13 @@ async def obey_pending(conn: Connection, job: JobRow) -> JobRow | None:
     return None
 
 
-async def requeue(conn: Connection, job: JobRow, interruption: str, detail: dict[str, Any] | None = None) -> JobRow:
-    """running -> queued after a lost worker or a crash, unless a cancel or a stop is pending."""
+async def requeue(
+    conn: Connection, job: JobRow, interruption: str, detail: dict[str, Any] | None = None, *, outage: bool = False
+) -> JobRow:
+    """running -> queued after a lost worker or a crash, unless a cancel or a stop is pending.
+
+    A crash of an `outage` spends nothing of the job's budget.
+    """
     ended = await obey_pending(conn, job)
     if ended is not None:
         return ended
@@ -129,6 +134,7 @@ async def requeue(conn: Connection, job: JobRow, interruption: str, detail: dict
         epoch=job.lease_epoch,
         attempt_id=job.attempt_id,
         interruption=interruption,
+        outage=outage,
         loss_limit=LOSS_LIMIT,
     )
     data = {"reason": interruption, "resume_step": job.last_checkpoint_step, "retries": queued["retries"]}

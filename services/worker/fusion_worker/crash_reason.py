@@ -4,7 +4,10 @@ import errno
 import re
 from typing import NamedTuple
 
-from fusion_worker.uploads import UploadFailedError
+from fusion_core.db.attempts import STORAGE_UNAVAILABLE
+from fusion_core.storage import is_outage
+
+from fusion_worker.uploads import UploadFailedError, first_of
 
 _MESSAGE_CHARACTERS = 500
 # What a device or its driver says when it is broken. Messages of the CUDA runtime are listed in the documentation of
@@ -44,6 +47,9 @@ def of_daemon(error: Exception) -> CrashReason:
     message = str(error)[-_MESSAGE_CHARACTERS:] or type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CrashReason("disk_full", message)
+    cause = error.__cause__ if isinstance(error, UploadFailedError) and error.__cause__ is not None else error
+    if is_outage(first_of(cause)):
+        return CrashReason(STORAGE_UNAVAILABLE, message)
     return CrashReason("upload_failed" if isinstance(error, UploadFailedError) else "inputs_unavailable", message)
 
 

@@ -47,7 +47,7 @@ async def uploading(what: str, upload: Callable[[], Awaitable[None]]) -> None:
             return
 
 
-def first_of(error: Exception) -> Exception:
+def first_of(error: BaseException) -> BaseException:
     """The first fault of a group of tasks: the others are its consequences, or the same again."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]

@@ -111,6 +111,17 @@ async def test_crashes_without_progress_spend_the_budget(world: Any) -> None:
     assert await world.ledger(job.id) == [0]
 
 
+async def test_an_outage_of_s3_fails_no_job_however_long_it_is(world: Any) -> None:
+    job = await world.train()
+    for _ in range(CRASH_BUDGET + 2):
+        await world.be_due(job.id)
+        attempt = await world.claim(await world.job(job.id))
+        async with world.pool.acquire() as conn:
+            after = await attempts.crash(conn, attempt, attempts.STORAGE_UNAVAILABLE, "503 SlowDown")
+        assert (after.state, after.crashes) == ("queued", 0)
+    assert after.retries == CRASH_BUDGET + 2
+
+
 async def test_a_checkpoint_resets_the_crash_budget(world: Any) -> None:
     job = await world.train()
     for crash in range(1, CRASH_BUDGET + 2):

@@ -1,8 +1,11 @@
 """What the end of a trainer's log says about its death."""
 
 import errno
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+from fusion_core.storage import ObjectMissingError
 from fusion_worker.crash_reason import of_daemon, of_trainer
 from fusion_worker.uploads import UploadFailedError
 
@@ -31,15 +34,36 @@ def test_a_silent_death_is_told_by_its_exit_code() -> None:
     assert of_trainer("", -11) == ("trainer_crashed", "the trainer ended with -11")
 
 
+def refusal(status: int, code: str) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (OSError(errno.ENOSPC, "full"), "disk_full"),
         (UploadFailedError("the export"), "upload_failed"),
-        (TimeoutError(), "inputs_unavailable"),
+        (LookupError("a bug"), "inputs_unavailable"),
+        (ObjectMissingError("key"), "inputs_unavailable"),
+        (refusal(404, "NoSuchBucket"), "inputs_unavailable"),
+        (refusal(403, "AccessDenied"), "inputs_unavailable"),
+        (refusal(403, "RequestTimeTooSkewed"), "storage_unavailable"),
+        (refusal(503, "SlowDown"), "storage_unavailable"),
+        (EndpointConnectionError(endpoint_url="http://s3"), "storage_unavailable"),
+        (TimeoutError(), "storage_unavailable"),
+        (ConnectionResetError(), "storage_unavailable"),
     ],
 )
 def test_faults_of_the_daemons_own_part(error: Exception, code: str) -> None:
     reason = of_daemon(error)
     assert reason.code == code
     assert reason.message
+
+
+def test_an_upload_that_an_outage_ended_is_no_fault_of_its_files() -> None:
+    error = UploadFailedError("the export")
+    error.__cause__ = ExceptionGroup("uploads", [refusal(500, "InternalError")])
+    assert of_daemon(error).code == "storage_unavailable"
+    error.__cause__ = ExceptionGroup("uploads", [OSError(errno.EACCES, "no")])
+    assert of_daemon(error).code == "upload_failed"

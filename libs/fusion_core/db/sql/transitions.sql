@@ -157,13 +157,15 @@ where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id
     and cancel_requested_at is null and stop_requested_at is not null
 returning *;
 
--- name: requeue_interrupted_job(interruption, loss_limit, job_id, epoch, attempt_id)^
--- running -> queued. Counts a retry; the wait before the next claim grows with interruptions without progress.
+-- name: requeue_interrupted_job(interruption, outage, loss_limit, job_id, epoch, attempt_id)^
+-- running -> queued. Counts a retry; the wait before the next claim grows with interruptions without progress. A crash
+-- in an outage of S3 is nobody's: it spends no budget, and waits a constant time.
 update jobs set
     state = 'queued', lease_owner = null, lease_expires_at = null, phase = null,
     last_interruption = :interruption, retries = retries + 1, rung_at = null,
-    crashes = crashes + (:interruption = 'crash')::int, losses = losses + (:interruption = 'lost')::int,
-    not_before = now() + make_interval(secs => least(300, 5 * (power(2, least(crashes + losses, 10)) - 1))),
+    crashes = crashes + (:interruption = 'crash' and not :outage)::int, losses = losses + (:interruption = 'lost')::int,
+    not_before = now() + make_interval(
+        secs => case when :outage then 10 else least(300, 5 * (power(2, least(crashes + losses, 10)) - 1)) end),
     quarantined_at = case when :interruption = 'lost' and losses + 1 >= :loss_limit then now() end
 where id = :job_id and state = 'running' and lease_epoch = :epoch and attempt_id = :attempt_id
     and cancel_requested_at is null and stop_requested_at is null
