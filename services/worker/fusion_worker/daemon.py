@@ -1,4 +1,4 @@
-"""The daemon: idle, claim, run one attempt, idle again; SIGTERM drains."""
+"""The daemon: idle, claim, run one attempt, idle again; SIGTERM drains it for good, an operator until undrained."""
 
 import asyncio
 import contextlib
@@ -41,6 +41,7 @@ class Daemon:
         self._draining = asyncio.Event()
         self._runner: AttemptRunner | None = None
         self._attempt_now: Attempt | None = None
+        self._drained = False  # by an operator
         self.metrics = Metrics()
 
     async def run(self) -> None:
@@ -67,10 +68,10 @@ class Daemon:
             cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)
             self._machine = Machine(pool, storage, cache, self._settings, self.metrics)
             self._slot = Slot(pool, self._claimer, self._settings)
-            doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
-            async with _running(doorbell.run()), _running(self._report_for_ever()):
+            self._doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
+            async with _running(self._doorbell.run()), _running(self._report_for_ever()):
                 log.info("worker_ready", worker_id=str(self._claimer.worker_id), pool=self._settings.pool)
-                await self._serve(doorbell)
+                await self._serve()
             await self._report("gone")
         log.info("worker_gone")
 
@@ -83,19 +84,29 @@ class Daemon:
         if self._runner is not None:
             self._runner.drain()
 
-    async def _serve(self, doorbell: Doorbell) -> None:
+    def _heed_operator(self, drained: bool) -> None:
+        """Drained, a worker gives its job back as on SIGTERM, but stays; undrained it claims again."""
+        if drained == self._drained or self._draining.is_set():
+            return
+        log.info("drained" if drained else "undrained")
+        self._drained = self._slot.closed = drained
+        self._doorbell.follow_slot()
+        if drained and self._runner is not None:
+            self._runner.drain()
+
+    async def _serve(self) -> None:
         served, idle_since = 0, time.monotonic()
         while not self._draining.is_set():
             claimed = await self._next()
             if claimed is not None:
-                doorbell.set_listening(False)
+                self._doorbell.follow_slot()
                 await self._attempt(*claimed)
                 served, idle_since = served + 1, time.monotonic()
                 if served == self._settings.exit_after_jobs:
                     log.info("enough_jobs_done", jobs=served)
                     return
                 self._slot.busy = False
-                doorbell.set_listening(True)
+                self._doorbell.follow_slot()
             elif 0 < self._settings.exit_when_idle_s <= time.monotonic() - idle_since:
                 self._slot.closed = True  # what is being claimed just now is still served
                 if not await self._slot.settled():
@@ -121,10 +132,10 @@ class Daemon:
         with structlog.contextvars.bound_contextvars(**names):
             log.info("attempt_started", type=job.type)
             self._runner = AttemptRunner(self._machine, job, attempt)
-            if self._draining.is_set():
+            if self._draining.is_set() or self._drained:
                 self._runner.drain()
             self._attempt_now = attempt
-            await self._report("busy", attempt)
+            await self._report()
             self.metrics.busy.set(1)
             try:
                 with self.metrics.attempts.labels(job.type).time():
@@ -133,7 +144,7 @@ class Daemon:
                 self._runner = None
                 self._attempt_now = None
                 self.metrics.attempt_ended()
-            await self._report("idle")
+            await self._report()
 
     async def _report_for_ever(self) -> None:
         """A busy worker reports, too, if less often: its lease says that it lives, its row that its pool has it."""
@@ -144,15 +155,15 @@ class Daemon:
             if not registered:
                 registered = await self._register()
             elif not self._slot.busy or beat % BUSY_BEATS == 0:
-                registered = await self._report(self._state, self._attempt_now)
+                registered = await self._report()
             beat += 1
             await asyncio.sleep(self._settings.heartbeat_s)
 
     @property
     def _state(self) -> str:
-        if self._draining.is_set():
+        if self._draining.is_set() or self._drained:
             return "draining"
-        return "busy" if self._slot.busy else "idle"
+        return "idle" if self._attempt_now is None else "busy"
 
     async def _register(self) -> bool:
         try:
@@ -171,16 +182,18 @@ class Daemon:
             return False
         return True
 
-    async def _report(self, state: str, attempt: Attempt | None = None) -> bool:
-        """False: the row is gone, since nobody heard of this worker for days."""
+    async def _report(self, state: str | None = None) -> bool:
+        """Say how this worker is, hear what its operator wishes. False: the row is gone, after days of silence."""
         with contextlib.suppress(*POSTGRES_AWAY):
             async with asyncio.timeout(5):
                 seen = await queries.worker_seen(
                     self._machine.pool,
                     id=self._claimer.worker_id,
-                    state=state,
-                    job_id=attempt.job_id if attempt else None,
+                    state=state or self._state,
+                    job_id=None if self._attempt_now is None else self._attempt_now.job_id,
                 )
+            if seen is not None:
+                self._heed_operator(seen["drained"])
             return seen is not None
         return True
 

@@ -27,7 +27,7 @@ def queue_name(pool: str) -> str:
 
 
 class Doorbell:
-    """Listens for one pool; picks nothing while the slot is busy."""
+    """Listens for one pool; picks nothing while the slot takes no jobs."""
 
     def __init__(self, redis_url: str, pool: str, slot: Slot) -> None:
         self._redis_url = redis_url
@@ -38,17 +38,18 @@ class Doorbell:
     async def _claim_job(self, _ctx: dict[Any, Any], job_id: str, epoch: int) -> None:
         if await self._slot.ring(UUID(job_id), epoch):
             log.info("claimed_by_ring", job_id=job_id)
-        self.set_listening(not self._slot.busy)
+        self.follow_slot()
 
-    def set_listening(self, listening: bool) -> None:
+    def follow_slot(self) -> None:
+        """Listen as long as the slot takes jobs: a ring that is picked and not followed is another worker's loss."""
         if self._worker is not None:
-            self._worker.allow_pick_jobs = listening
+            self._worker.allow_pick_jobs = self._slot.takes_jobs
 
     async def run(self) -> None:
         """Listen until cancelled; a Redis that is away, flushed or restarted is tried again."""
         while True:
             self._worker = self._make_worker()
-            self.set_listening(not self._slot.busy)
+            self.follow_slot()
             try:
                 await self._worker.main()
             except (RedisError, OSError, TimeoutError) as error:

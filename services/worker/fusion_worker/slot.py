@@ -31,6 +31,10 @@ class Slot:
         self.busy = False
         self.closed = False
 
+    @property
+    def takes_jobs(self) -> bool:
+        return not self.busy and not self.closed
+
     async def ring(self, job_id: UUID, epoch: int) -> bool:
         """The doorbell rang for a job at an epoch; a stale or repeated ring claims nothing."""
         ttl = self._settings.lease_ttl_s
@@ -43,7 +47,7 @@ class Slot:
 
     async def _claim(self, claim: Claim) -> bool:
         async with self._lock:
-            if self.busy or self.closed or not self._has_space():
+            if not self.takes_jobs or not self._has_space():
                 return False
             attempt_id = uuid4()
             failpoints.hit("claim.before")

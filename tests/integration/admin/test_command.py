@@ -91,7 +91,7 @@ def test_the_page_has_every_endpoint_and_every_command(app: Litestar) -> None:
         for method in handler.http_methods - {"HEAD", "OPTIONS"}
     }
     assert len(served) == len(routes(app))
-    litestars_own = {"GET /admin", "GET /admin/{path:path}"}  # not found, but for those who may ask
+    litestars_own = {"GET /admin", "GET /admin/{path}"}  # not found, but for those who may ask
     assert documented == served - litestars_own
     commands = {one.name or one.callback.__name__ for one in command.registered_commands if one.callback is not None}
     shown = set(re.findall(r"^fusion-admin (\w+)", PAGE, re.MULTILINE))

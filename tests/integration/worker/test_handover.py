@@ -2,12 +2,14 @@
 
 import signal
 import sys
+from datetime import datetime
 from uuid import UUID, uuid4
 
 import msgspec
 import psutil
 import pytest
 from fusion_core.db import attempts, jobs, sweep
+from fusion_core.db.admin import By, drain_worker
 from fusion_core.db.attempts import Claimer
 from fusion_core.trainer_protocol import MANIFEST_FILE
 from fusion_local.processes import Processes
@@ -56,6 +58,40 @@ async def test_a_trainer_that_does_not_obey_a_drain_is_killed_and_the_job_releas
         return not alive(family) and bool(await site.pool.fetchval("select state = 'gone' from workers"))
 
     await until(gone, "the worker and its trainer are gone", 10)
+
+
+async def test_a_drained_worker_gives_its_job_back_and_takes_none_until_undrained(
+    site: Site, start_daemon: Start
+) -> None:
+    job_id = await site.train("sleep")
+    await start_daemon()
+    await site.has_event(job_id, "metrics", 2)
+    worker = await site.pool.fetchval("select id from workers")
+
+    async def is_state(state: str) -> bool:
+        row = await site.pool.fetchrow("select state, job_id from workers")
+        return row is not None and (row["state"], row["job_id"]) == (state, None)
+
+    by = By(actor="ada", reason="kernel update")
+    async with site.pool.acquire() as connection:
+        await drain_worker(connection, by, worker, drain=True)
+    assert await site.has_event(job_id, "interrupted") == [{"reason": "drain", "resume_step": 2}]
+    await until(lambda: is_state("draining"), "draining, without a job")
+    job = await site.job(job_id)
+    assert (job.state, job.retries, job.crashes, job.losses) == ("queued", 0, 0, 0)
+    for _ in range(3):  # reports, each after a poll for jobs
+        seen_at = await site.pool.fetchval("select seen_at from workers")
+        await until(lambda before=seen_at: seen_after(site, before), "a report")
+    assert (await site.job(job_id)).lease_epoch == 1, "nobody claims it"
+    async with site.pool.acquire() as connection:
+        await drain_worker(connection, by, worker, drain=False)
+    await site.reaches(job_id, "completed")
+    assert await steps(site, job_id) == [1, 2, 3, 4]
+    await until(lambda: is_state("idle"), "idle again")
+
+
+async def seen_after(site: Site, moment: datetime) -> bool:
+    return bool(await site.pool.fetchval("select seen_at > $1 from workers", moment))
 
 
 async def test_a_stopped_job_keeps_its_checkpoint_and_resumes_on_request(site: Site, start_daemon: Start) -> None:

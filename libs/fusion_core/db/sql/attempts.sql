@@ -173,6 +173,8 @@ insert into workers (id, name, pool, spec_version, capabilities, version, gpus, 
 values (:id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle')
 on conflict (id) do update set seen_at = now(), state = 'idle';
 
--- name: worker_seen(state, job_id, id)$
--- No row: it was silent for so long that it has been forgotten, and must register again.
-update workers set seen_at = now(), state = :state, job_id = :job_id where id = :id returning id;
+-- name: worker_seen(state, job_id, id)^
+-- Answers whether an operator has drained it. No row: it was silent for so long that it has been forgotten, and must
+-- register again.
+update workers set seen_at = now(), state = :state, job_id = :job_id where id = :id
+returning drain_requested_at is not null as drained;
