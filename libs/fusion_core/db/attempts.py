@@ -135,6 +135,12 @@ async def claim_next(conn: Connection, claimer: Claimer, attempt_id: UUID, ttl_s
     return JobRow.of(record) if record is not None else None
 
 
+async def held_by(conn: Connection, attempt_ids: Sequence[UUID]) -> JobRow | None:
+    """The job that one of these claims took, of a worker that was not told."""
+    record = await queries.get_held(conn, attempt_ids=attempt_ids)
+    return JobRow.of(record) if record is not None else None
+
+
 def _claim_of(claimer: Claimer) -> dict[str, Any]:
     return {
         "worker_id": claimer.worker_id,

@@ -54,7 +54,6 @@ class AttemptRunner:
         self._attempt = attempt
         self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
         self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
-        self._run_dir.mkdir(parents=True)
         self._trainer: TrainerProcess | None = None
         pool, settings = machine.pool, machine.settings
         self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir, machine.metrics)
@@ -68,6 +67,7 @@ class AttemptRunner:
     async def run(self) -> None:
         """Never raises for what happens to the job; the row says how it ended."""
         try:
+            self._run_dir.mkdir(parents=True)
             await self._run_guarded()
         except LeaseLostError:
             log.warning("attempt_dropped", reason="lease_lost")

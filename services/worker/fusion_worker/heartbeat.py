@@ -1,6 +1,7 @@
 """Keeping the lease alive, and passing on what its reply says."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -41,7 +42,8 @@ class Heartbeat:
             return
         self._stop = reason
         self.asked.set()
-        write_control(self._run_dir, reason)
+        with contextlib.suppress(FileNotFoundError):  # the attempt begins only now, and tells its trainer by itself
+            write_control(self._run_dir, reason)
         log.info("trainer_asked_to_stop", reason=reason)
 
     async def run(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -28,6 +29,7 @@ class Slot:
         self._settings = settings
         self._lock = asyncio.Lock()
         self._claimed: asyncio.Queue[tuple[JobRow, Attempt]] = asyncio.Queue()
+        self._unanswered: deque[UUID] = deque(maxlen=10)  # claims that may have been made without our knowing
         self.busy = False
         self.closed = False
 
@@ -49,19 +51,23 @@ class Slot:
         async with self._lock:
             if not self.takes_jobs or not self._has_space():
                 return False
-            attempt_id = uuid4()
+            unanswered, attempt_id = tuple(self._unanswered), uuid4()
+            self._unanswered.append(attempt_id)  # also when this is cancelled on its way
             failpoints.hit("claim.before")
             try:
                 async with self._pool.acquire(timeout=5) as connection:
-                    job = await claim(connection, attempt_id)
+                    job = await attempts.held_by(connection, unanswered) if unanswered else None
+                    job = job or await claim(connection, attempt_id)
             except POSTGRES_AWAY as error:
                 log.warning("claim_failed", error=str(error))
                 return False
+            self._unanswered.clear()
             if job is None:
                 return False
             failpoints.hit("claim.after")
             self.busy = True
-            self._claimed.put_nowait((job, Attempt(job.id, job.lease_epoch, attempt_id)))
+            assert job.attempt_id is not None
+            self._claimed.put_nowait((job, Attempt(job.id, job.lease_epoch, job.attempt_id)))
             return True
 
     def _has_space(self) -> bool:

@@ -1,7 +1,9 @@
 """Two ways to a job: a ring at the right epoch, or a look into Postgres. Redis is only a hint."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,8 +11,12 @@ from arq import ArqRedis, create_pool
 from arq.connections import RedisSettings
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db.pool import Connection
+from fusion_core.db.rows import JobRow
 from fusion_local.stack import Stack
 from fusion_worker.doorbell import queue_name
+from fusion_worker.settings import WorkerSettings
+from fusion_worker.slot import Slot
 from msgspec import json
 
 from .conftest import POOL, Site, Start, until
@@ -111,3 +117,46 @@ async def test_a_full_disk_claims_nothing(site: Site, start_daemon: Start) -> No
     await start_daemon(min_free_bytes=2**62)
     await asyncio.sleep(1)
     assert (await site.job(job_id)).state == "queued"
+
+
+@pytest.mark.parametrize("way", ["cut", "cancelled"])
+async def test_a_claim_whose_answer_was_lost_is_found_again_and_not_left_to_its_lease(
+    site: Site, worker_settings: WorkerSettings, way: str
+) -> None:
+    Path(worker_settings.work_dir).mkdir()
+    claimer = Claimer(worker_id=uuid4(), pool=POOL)
+    slot = Slot(site.pool, claimer, worker_settings)
+    first, _ = await site.train(), await site.train()
+
+    async def claim_and_lose_the_answer(connection: Connection, attempt_id: UUID) -> JobRow | None:
+        await attempts.claim_next(connection, claimer, attempt_id, 20)
+        raise ConnectionResetError if way == "cut" else asyncio.CancelledError
+
+    with contextlib.suppress(asyncio.CancelledError):
+        assert not await slot._claim(claim_and_lose_the_answer)
+    assert not slot.busy
+    assert await slot.look()
+    claimed = await slot.next(1)
+    assert claimed is not None
+    job, attempt = claimed
+    assert (job.id, attempt.epoch, job.attempt_id) == (first, 1, attempt.attempt_id)
+    assert await claims(site, first) == 1
+
+
+async def test_a_run_folder_that_cannot_be_made_is_a_crash_of_the_job_and_not_of_the_daemon(
+    site: Site, start_daemon: Start, worker_settings: WorkerSettings
+) -> None:
+    await start_daemon()
+
+    async def ready() -> bool:
+        return bool(await site.pool.fetchval("select count(*) > 0 from workers where state = 'idle'"))
+
+    await until(ready, "the worker is registered")
+    in_the_way = Path(worker_settings.work_dir) / "runs"
+    in_the_way.write_text("no folder")
+    job_id = await site.train()
+    (interrupted,) = await site.has_event(job_id, "interrupted")
+    assert interrupted["reason"] == "crash"
+    in_the_way.unlink()
+    await site.be_due(job_id)
+    await site.reaches(job_id, "completed")
