@@ -48,6 +48,8 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Part of every signature; any word where the store has no regions."""
     log_format: Literal["auto", "json", "pretty"] = "auto"
     """json, pretty, or auto: pretty on a terminal."""
+    otlp_endpoint: str | None = None
+    """Where traces go, as OTLP over HTTP: http://collector:4318. Unset: nothing is traced."""
 
     @property
     def direct_url(self) -> str:

@@ -3,20 +3,24 @@
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
 import structlog
+from fusion_core import tracing
+from fusion_core.tracing import Span
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from fusion_http.problem_details import MEDIA_TYPE, describe
 from fusion_http.slow_clients import read_within
 
 log = structlog.get_logger()
 MOST_AT_ONCE = 2000  # in one process
-_ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+_PROBES = frozenset({"/health", "/ready"})  # asked every few seconds, of no interest in a trace
+_ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{8,128}")
 
 
 _HEADERS = "fusion.headers"
@@ -62,6 +66,12 @@ class RequestContext:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        parent = _header(scope, b"traceparent")
+        probe = scope["path"] in _PROBES
+        with nullcontext(Span()) if probe else tracing.span("request", parent=parent, kind="server") as span:
+            await self._answer(scope, receive, send, span)
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, span: Span) -> None:
         request_id = _request_id(scope)
         started = time.monotonic()
         status, seconds = 0, 0.0
@@ -72,6 +82,8 @@ class RequestContext:
                 status, seconds = message["status"], time.monotonic() - started
                 headers: Any = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
                 headers += scope.get(_HEADERS, [])
+                if span.traceparent is not None:
+                    headers.append((b"traceparent", span.traceparent.encode()))
                 headers += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
                 message["headers"] = headers
             await send(message)
@@ -91,7 +103,9 @@ class RequestContext:
             if status:  # else the client left before there was an answer
                 problem = structlog.contextvars.get_contextvars().get("problem")
                 route = scope.get("path_template") or "unmatched"
-                self._watch(Answered(scope["method"], route, status, seconds, problem))
+                answered = Answered(scope["method"], route, status, seconds, problem)
+                self._watch(answered)
+                _describe_span(span, answered, request_id)
 
 
 async def _refuse(send: Send) -> None:
@@ -104,8 +118,26 @@ async def _refuse(send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+def _describe_span(span: Span, answered: Answered, request_id: str) -> None:
+    """By the semantic conventions of OpenTelemetry for HTTP servers, 1.23."""
+    span.rename(f"{answered.method} {answered.route}")
+    span.set(
+        {
+            "http.request.method": answered.method,
+            "http.route": answered.route,
+            "http.response.status_code": answered.status,
+            "fusion.request_id": request_id,
+        }
+    )
+    if answered.status >= 500:
+        span.fail(answered.problem or "")
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """The first header of this name (in lower case) that is ASCII."""
+    return next((value.decode() for name, value in scope["headers"] if name == wanted and value.isascii()), None)
+
+
 def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _ACCEPTABLE.fullmatch(value):
-            return value.decode()
-    return uuid4().hex
+    given = _header(scope, b"x-request-id") or ""
+    return given if _ACCEPTABLE.fullmatch(given) else uuid4().hex

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 
+from fusion_core import tracing
 from fusion_core.db.endings import end_cancelled, record_event
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobHead, JobRow
@@ -87,6 +88,8 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
                 await _check_limit(conn, account, record["reserved_microusd"])
             job = JobRow.of(record)
             await record_event(conn, job, "queued")
+            if (traceparent := tracing.current_traceparent()) is not None:
+                await queries.keep_traceparent(conn, job_id=job.id, traceparent=traceparent)
             return job, True
     job_of_key = await find_by_key(conn, new.account_id, new.idempotency_key or "", new.request_sha256)
     if job_of_key is None:

@@ -68,4 +68,5 @@ class JobRow(JobHead, frozen=True, kw_only=True):
     result: dict[str, Any] | None
     gpu_seconds: float
     stopped_at: datetime | None
+    traceparent: str | None
     history_deleted_at: datetime | None

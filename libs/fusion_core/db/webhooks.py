@@ -47,6 +47,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     message: Message
     url: str
     secret_versions: tuple[int, ...]
+    traceparent: str | None = None
 
     @property
     def is_test(self) -> bool:
@@ -207,6 +208,7 @@ async def claim(conn: Connection, delivery_id: UUID, *, lease_s: float) -> Deliv
         message=Message(row["type"], row["occurred_at"].replace(microsecond=0), row["data"]),
         url=row["url"],
         secret_versions=(version, version - 1) if row["previous_secret_valid"] else (version,),
+        traceparent=row["traceparent"],
     )
 
 

@@ -5,7 +5,7 @@ import sys
 from types import FrameType
 
 import uvicorn
-from fusion_core import logs
+from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
 from fusion_http.request_context import RequestContext
@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
 def main() -> None:
     try:
         settings = load(ApiSettings)
+        tracing.configure("api", settings)
     except SettingsError as error:
         sys.exit(str(error))
     forbid_dumps()
@@ -54,8 +55,11 @@ def main() -> None:
         server_header=False,
     )
     server = Server(config, app)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
-        server.run()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C again once it has shut down
+            server.run()
+    finally:
+        tracing.close()
     if not server.started:
         sys.exit("the API could not start; the log says why")
 

@@ -5,7 +5,7 @@ import sys
 from types import FrameType
 
 import uvicorn
-from fusion_core import logs
+from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
 
@@ -22,6 +22,7 @@ def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     try:
         settings = load(OrchestratorSettings)
+        tracing.configure("orchestrator", settings)
     except SettingsError as error:
         sys.exit(str(error))
     forbid_dumps()
@@ -29,14 +30,17 @@ def main() -> None:
     logs.configure("orchestrator", settings.log_format)
     signal.signal(signal.SIGTERM, _exit_cleanly)
     signal.signal(signal.SIGINT, _exit_cleanly)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.shutdown_s),
-    )
+    try:
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(settings.shutdown_s),
+        )
+    finally:
+        tracing.close()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import sys
 
 import structlog
-from fusion_core import logs
+from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
 
@@ -17,6 +17,7 @@ from fusion_worker.settings import WorkerSettings
 def main() -> None:
     try:
         settings = load(WorkerSettings)
+        tracing.configure("worker", settings)
         user = TrainerUser.find(settings.trainer_user)
     except SettingsError as error:
         sys.exit(str(error))
@@ -25,7 +26,10 @@ def main() -> None:
     logs.configure("worker", settings.log_format)
     if os.geteuid() == 0 and user is None:
         structlog.get_logger().warning("trainers_run_as_root", hint="set FUSION_TRAINER_USER, or start as another user")
-    asyncio.run(Daemon(settings).run())
+    try:
+        asyncio.run(Daemon(settings).run())
+    finally:
+        tracing.close()
 
 
 if __name__ == "__main__":

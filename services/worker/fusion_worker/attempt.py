@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from fusion_core import failpoints, s3_keys
+from fusion_core import failpoints, s3_keys, tracing
 from fusion_core.db import attempts, rehearsal_pools
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, NewModel, NewShard
 from fusion_core.db.pool import Pool, queries
@@ -113,7 +113,8 @@ class AttemptRunner:
     async def _work(self) -> None:
         stager = Stager(self._machine.pool, self._machine.storage, self._machine.cache, self._machine.settings)
         try:
-            run = await stager.stage(self._job, self._attempt, self._run_dir)
+            with tracing.span("stage inputs", kind="client"):
+                run = await stager.stage(self._job, self._attempt, self._run_dir)
         except UploadRejectedError as error:
             await self._persist(attempts.fail, error.code, str(error))
             return
@@ -164,14 +165,18 @@ class AttemptRunner:
 
     async def _complete(self, outcome: Finished) -> None:
         failpoints.hit("completion.before")
+        with tracing.span("complete"):
+            await self._publish(outcome)
+        failpoints.hit("completion.after")
+        log.info("attempt_completed")
+
+    async def _publish(self, outcome: Finished) -> None:
         if self._job.type == "ingest":
             await self._complete_ingest(outcome.result)
         elif self._job.type == "sample":
             await self._complete_sample()
         else:
             await self._complete_training(outcome.result)
-        failpoints.hit("completion.after")
-        log.info("attempt_completed")
 
     async def _complete_training(self, result: dict[str, object]) -> None:
         export = self._pump.export
@@ -179,7 +184,8 @@ class AttemptRunner:
             raise RuntimeError("the trainer finished without an export")
         prefix = s3_keys.export(self._prefix)
         folder = Path(export.path)
-        await uploading("the export", lambda: upload_folder(self._machine.storage, folder, prefix, export.manifest))
+        with tracing.span("upload export", {"fusion.bytes": export.manifest.size}, kind="client"):
+            await uploading("the export", lambda: upload_folder(self._machine.storage, folder, prefix, export.manifest))
         config = json.loads(read_untrusted(folder / "config.json", LARGEST_JSON_BYTES))
         model = NewModel(
             name=output_name(self._job),

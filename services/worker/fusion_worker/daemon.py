@@ -7,13 +7,14 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
 import structlog
+from fusion_core import tracing
 from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.pool import POSTGRES_AWAY, connect_pool, queries
 from fusion_core.db.rows import JobRow
@@ -138,7 +139,7 @@ class Daemon:
             await self._report()
             self.metrics.busy.set(1)
             try:
-                with self.metrics.attempts.labels(job.type).time():
+                with self.metrics.attempts.labels(job.type).time(), _traced(job):
                     await self._runner.run()
             finally:
                 self._runner = None
@@ -196,6 +197,21 @@ class Daemon:
                 self._heed_operator(seen["drained"])
             return seen is not None
         return True
+
+
+@contextlib.contextmanager
+def _traced(job: JobRow) -> Iterator[None]:
+    """The attempt as a span of the trace that the job's request began; before the first one lies the wait."""
+    if job.lease_epoch == 1:
+        tracing.start("queued", parent=job.traceparent, since=job.created_at).end()
+    about: tracing.Attributes = {
+        "fusion.job_id": str(job.id),
+        "fusion.job_type": job.type,
+        "fusion.pool": job.pool,
+        "fusion.attempt": job.lease_epoch,
+    }
+    with tracing.span("attempt", about, parent=job.traceparent, kind="consumer"):
+        yield
 
 
 @contextlib.asynccontextmanager

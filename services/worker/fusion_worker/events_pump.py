@@ -26,6 +26,7 @@ from fusion_core.trainer_protocol import Metrics as TrainingPoint
 from fusion_core.untrusted_files import inside
 
 from fusion_worker.metrics import Metrics
+from fusion_worker.phase_spans import PhaseSpans
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.stall_watch import StallWatch
@@ -52,6 +53,7 @@ class EventsPump:
         self._reader = EventReader(run_dir)
         self._on_checkpoint = on_checkpoint
         self._metrics = metrics
+        self._spans = PhaseSpans()
         self.export: ExportSaved | None = None
         self.shards: list[ShardSaved] = []
         self.outcome: Outcome | None = None
@@ -63,12 +65,15 @@ class EventsPump:
         Raises LeaseLostError and TrainerStalledError.
         """
         last = False
-        while not last:
-            last = trainer_ended.done()
-            while await self.pump(watch):
-                pass
-            last = last or watch.look()
-            await asyncio.wait({trainer_ended}, timeout=POLL_S)
+        try:
+            while not last:
+                last = trainer_ended.done()
+                while await self.pump(watch):
+                    pass
+                last = last or watch.look()
+                await asyncio.wait({trainer_ended}, timeout=POLL_S)
+        finally:
+            self._spans.close()
 
     async def pump(self, watch: StallWatch) -> bool:
         """Take some of what has been written since the last call; False: there was nothing.
@@ -80,6 +85,7 @@ class EventsPump:
         number = None
         for number, event in self._reader.read():
             watch.saw(event)
+            self._spans.on(event)
             if isinstance(event, CheckpointSaved | ExportSaved | ShardSaved):
                 inside(self._run_dir, Path(event.path))
             if isinstance(event, CheckpointSaved):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from fusion_core import failpoints, s3_keys
+from fusion_core import failpoints, s3_keys, tracing
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, LeaseLostError, NewCheckpoint
 from fusion_core.db.pool import Pool
@@ -147,7 +147,12 @@ class CheckpointUploader:
 
     async def _upload(self, saved: CheckpointSaved) -> None:
         prefix = s3_keys.checkpoint(self._prefix, saved.step)
-        with self._metrics.upload_seconds.time(), self._metrics.upload_failures.count_exceptions():
+        about = {"fusion.step": saved.step, "fusion.bytes": saved.manifest.size}
+        with (
+            tracing.span("upload checkpoint", about, kind="client"),
+            self._metrics.upload_seconds.time(),
+            self._metrics.upload_failures.count_exceptions(),
+        ):
             await upload_folder(self._storage, Path(saved.path), prefix, saved.manifest)
         self._metrics.upload_bytes.observe(saved.manifest.size)
         checkpoint = NewCheckpoint(

@@ -35,6 +35,7 @@ def threshold(alert: str, metric: str) -> float:
 @pytest.fixture(autouse=True)
 def always_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_FRESH_S", 0.0)
+    monkeypatch.setattr(figures, "_REST", 0.0)
 
 
 async def figure(world: Any, name: str, **labels: str) -> float:

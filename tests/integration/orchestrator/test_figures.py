@@ -19,6 +19,7 @@ from litestar.testing import AsyncTestClient
 @pytest.fixture(autouse=True)
 def always_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_FRESH_S", 0.0)
+    monkeypatch.setattr(figures, "_REST", 0.0)
 
 
 async def read(world: Any) -> Metrics:
@@ -122,3 +123,13 @@ async def test_each_event_is_counted_once(world: Any) -> None:
     assert value(metrics, "fusion_claim_latency_seconds_count", pool=world.job_pool) == 1, "the first claim alone"
     assert value(metrics, "fusion_interruptions_total", reason="lost", code="none") == 1
     assert value(metrics, "fusion_jobs_ended_total", type="ingest", state="completed", code="none") == 1
+
+
+async def test_whoever_asks_again_and_again_costs_postgres_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_FRESH_S", 60.0)
+    metrics = Metrics()
+    reading = Figures(world.pool, metrics)
+    await reading.refresh()
+    await world.queue_job()
+    await reading.refresh()
+    assert value(metrics, "fusion_pool_demand", pool=world.job_pool) is None

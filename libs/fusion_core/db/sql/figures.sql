@@ -5,19 +5,17 @@ select pool, state, count(*) as jobs, count(quarantined_at) as quarantined, min(
 where state in ('queued', 'running', 'stopped') group by pool, state;
 
 -- name: pool_demand()
--- Slots wanted: what runs, and what may be claimed now as far as each account's limit lets it. `since` is when the job
--- that has waited longest could first have been claimed. Pools without work are there, too.
-with running as materialized (
-    select pool, account_id, count(*) as jobs from jobs where state = 'running' group by pool, account_id
-), waiting as (
+-- Slots wanted: what runs, and what may be claimed now (the view claimable, asked once an account) as far as each
+-- account's limit lets it. `since` is when the job that has waited longest could first have been claimed. Pools without
+-- work are there, too.
+with waiting as materialized (
     select pool, account_id, count(*) as jobs, min(greatest(created_at, not_before)) as since
-    from claimable group by pool, account_id
+    from ready_jobs group by pool, account_id
 ), wanted as (
-    select pool, jobs as slots, null::timestamptz as since from running
+    select w.pool, least(w.jobs, a.max_running_jobs - line.account_running) as slots, w.since
+    from waiting w cross join lateral open_line(w.pool, w.account_id) line join accounts a on a.id = w.account_id
     union all
-    select w.pool, least(w.jobs, a.max_running_jobs - coalesce(
-        (select sum(r.jobs) from running r where r.account_id = w.account_id), 0)), w.since
-    from waiting w join accounts a on a.id = w.account_id
+    select pool, count(*), null from jobs where state = 'running' group by pool
     union all
     select name, 0, null from pools
 )

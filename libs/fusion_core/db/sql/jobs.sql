@@ -34,6 +34,9 @@ where account_id = :account_id and not internal
     and (:labels::text[] is null or (labels <> '{}' and account_labels(account_id, labels) @> :labels))
 order by id desc limit :limit;
 
+-- name: keep_traceparent(job_id, traceparent)!
+update jobs set traceparent = :traceparent where id = :job_id;
+
 -- name: list_events(job_id, after, limit)
 select e.seq, e.type, e.data, e.created_at from job_events e
 where e.job_id = :job_id and e.seq > :after order by e.seq limit :limit;

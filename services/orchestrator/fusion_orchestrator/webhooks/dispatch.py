@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from arq.connections import ArqRedis
-from fusion_core import failpoints
+from fusion_core import failpoints, tracing
 from fusion_core.db import webhooks
 from fusion_core.db.pool import Pool
 from fusion_core.db.webhooks import Answer, Delivery, Ring
@@ -57,13 +57,23 @@ class Deliverer:
             if delivery is None:
                 return
             failpoints.hit("webhook_claimed")
-            answer = await self._sender.send(delivery)
+            answer = await self._send(delivery)
             failpoints.hit("webhook_sent")
             async with self._pool.acquire() as conn:
                 recorded = await webhooks.record(conn, delivery, answer)
         self._wake.set()  # the endpoint may have more that is due
         self._metrics.webhook_attempts.labels(answer.outcome).inc()
         _tell(delivery, answer, recorded)
+
+    async def _send(self, delivery: Delivery) -> Answer:
+        about: tracing.Attributes = {
+            "fusion.webhook_id": str(delivery.endpoint_id),
+            "fusion.attempt": delivery.attempts,
+        }
+        with tracing.span("send webhook", about, parent=delivery.traceparent, kind="client") as span:
+            answer = await self._sender.send(delivery)
+            span.set({"fusion.outcome": answer.outcome, "http.response.status_code": answer.status or 0})
+            return answer
 
 
 class Dispatcher:
