@@ -52,6 +52,7 @@ from fusion_client.models import (
     NewKey,
     PresignedUpload,
     QueuePlace,
+    Waiting,
 )
 from fusion_client.transport import Retries
 from fusion_client.webhooks import Delivery, NewWebhook, Webhook
@@ -100,5 +101,6 @@ __all__ = [
     "TransferError",
     "UnexpectedAnswerError",
     "UnsafePathError",
+    "Waiting",
     "Webhook",
 ]

@@ -165,11 +165,20 @@ class JobProgress(msgspec.Struct, frozen=True, kw_only=True):
     cost_so_far_usd: float = 0.0
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason why a queued job has not started, in words too; `until` where it ends by itself."""
+
+    reason: str
+    message: str
+    until: datetime | None
+
+
 class QueuePlace(msgspec.Struct, frozen=True, kw_only=True):
     """Where a queued job stands; `expected_start_at` is None where nothing is known to serve it."""
 
     position: int
     expected_start_at: datetime | None
+    waits_for: list[Waiting] = []
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

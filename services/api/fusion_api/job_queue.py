@@ -6,36 +6,38 @@ from typing import Any
 import msgspec
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
+from fusion_core.db.waiting import HELD, Waiting, explain
 
 from fusion_api.times import shown
 
 MOST_AHEAD = 1000  # counted no further: nobody waits for place 1,001 in particular
 RECENT_JOBS = 20
-WORKER_SEEN_S = 60.0
 
 
 class QueuePlace(msgspec.Struct, frozen=True):
-    """`position` 1 is next, 1,001 is any later place. `expected_start_at` None: nothing is known to serve it."""
+    """`position` 1 is next, 1,001 is any later place. `expected_start_at` None: nothing is known to serve it.
+
+    `waits_for` has every reason why it has not started; none: a worker takes it at any moment.
+    """
 
     position: int
     expected_start_at: datetime | None
+    waits_for: list[Waiting]
 
 
 async def read_place(connection: Connection, job: JobRow) -> QueuePlace:
     """In the order in which jobs are served: priority, fair share between accounts, age."""
-    row = await queries.queue_of_job(
-        connection, job_id=job.id, most=MOST_AHEAD, seen_s=WORKER_SEEN_S, recent=RECENT_JOBS
-    )
-    return place_of(row)
+    return place_of(await queries.queue_of_job(connection, job_id=job.id, most=MOST_AHEAD, recent=RECENT_JOBS))
 
 
 def place_of(row: Any) -> QueuePlace:
-    """`row` has ahead, idle, workers, mean_s (or None), earliest and held."""
+    """`row` is that of `queue_of_job`."""
+    waits_for = explain(row["waits_for"], not_before=shown(row["not_before"]), created_at=shown(row["created_at"]))
     position = row["ahead"] + 1
     wait_s = expected_wait_s(position, row["idle"], row["workers"], row["mean_s"])
-    if wait_s is None or row["held"]:
-        return QueuePlace(position, None)
-    return QueuePlace(position, shown(row["earliest"] + timedelta(seconds=wait_s)))
+    if wait_s is None or HELD.intersection(row["waits_for"]):
+        return QueuePlace(position, None, waits_for)
+    return QueuePlace(position, shown(row["earliest"] + timedelta(seconds=wait_s)), waits_for)
 
 
 def expected_wait_s(position: int, idle: int, workers: int, mean_s: float | None) -> float | None:

@@ -58,7 +58,7 @@ async def test_a_queued_job_says_all_that_it_waits_for(world: World, ask: Ask) -
     await world.pool.execute(
         "update jobs set not_before = now() + interval '1 h', quarantined_at = now() where id = $1", job.id
     )
-    assert await waits() == ["quarantined", "backing_off", "paused", "cordoned", "account_limit"]
+    assert await waits() == ["quarantined", "pool_paused", "pool_cordoned", "account_limit", "backing_off"]
 
 
 async def test_jobs_are_filtered_and_paged(world: World, ask: Ask) -> None:

@@ -11,6 +11,7 @@ from fusion_api.job_queue import expected_wait_s
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, WorkerEvent
 from fusion_core.db.pool import queries
+from fusion_core.db.waiting import SENTENCES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,7 +61,9 @@ async def test_a_queued_job_shows_its_place_and_when_it_may_start(
 ) -> None:
     stranger = await new_customer()
     first, second = await stranger.submit(base_model_id), await customer.submit(base_model_id)
-    assert (await look(stranger, first))["queue"] == {"position": 1, "expected_start_at": None}, "no worker is there"
+    place = (await look(stranger, first))["queue"]
+    assert (place["position"], place["expected_start_at"]) == (1, None)
+    assert [why["reason"] for why in place["waits_for"]] == ["no_worker"]
     assert (await look(customer, second))["queue"]["position"] == 2
     await customer.pool.execute("update jobs set priority = 1 where id = $1", UUID(second))
     assert (await look(customer, second))["queue"]["position"] == 1
@@ -70,7 +73,10 @@ async def test_a_queued_job_shows_its_place_and_when_it_may_start(
     assert abs(start - now) < timedelta(seconds=10), "a worker is idle"
     for worker_id in workers:
         await busy(customer, worker_id)
-    assert (await look(stranger, first))["queue"] == {"position": 2, "expected_start_at": None}, "nothing has ended yet"
+    place = (await look(stranger, first))["queue"]
+    assert (place["position"], place["expected_start_at"]) == (2, None), "nothing has ended yet"
+    (why,) = place["waits_for"]
+    assert why == {"reason": "behind", "message": SENTENCES["behind"], "until": None}
     ended = await customer.submit(base_model_id)
     await customer.complete(await customer.claim(ended))
     await customer.pool.execute("alter table jobs disable trigger all")

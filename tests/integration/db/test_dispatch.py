@@ -63,10 +63,7 @@ async def test_rings_claims_and_places_follow_one_order(world: Any) -> None:
         await queue(world, count, priority=priority)
     async with world.pool.acquire() as conn:
         order = [row["id"] for row in await conn.fetch(LINE, 100)]
-        places = [
-            (await queries.queue_of_job(conn, job_id=job_id, most=1000, seen_s=60.0, recent=20))["ahead"]
-            for job_id in order
-        ]
+        places = [(await queries.queue_of_job(conn, job_id=job_id, most=1000, recent=20))["ahead"] for job_id in order]
         assert [ring.job_id for ring in await sweep.due_rings(conn, depth=100, again_s=5)] == order
         assert [job.id for _ in order if (job := await claim_next(world, conn))] == order
     assert places == list(range(11))
@@ -155,7 +152,7 @@ async def test_the_head_of_the_queue_costs_the_same_however_long_it_is(world: An
             _, waiting = await queue(world, count)
             await conn.execute("vacuum analyze jobs")
             pages.append(await pages_read(conn, LINE, 1))
-            place = await queries.queue_of_job(conn, job_id=waiting[-1], most=1000, seen_s=60.0, recent=20)
+            place = await queries.queue_of_job(conn, job_id=waiting[-1], most=1000, recent=20)
         assert place["ahead"] == 1000, "counted no further"
     short, long = pages
     assert long <= 3 * short, "one account more, 200 times the jobs"

@@ -48,26 +48,7 @@ select * from dispatch_pauses order by id desc limit :limit;
 -- name: admin_jobs(job_id, state, pool, account_id, after, limit)
 -- Jobs of every account and type, the newest first, and what keeps each queued one from being claimed.
 select j.*, a.name as account_name, w.name as worker_name,
-    case when j.state = 'queued' then array_remove(array[
-        case when j.quarantined_at is not null then 'quarantined' end,
-        case when j.not_before > now() then 'backing_off' end,
-        case when exists (
-            select from dispatch_pauses p
-            where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
-        ) then 'paused' end,
-        case when exists (select from pools p where p.name = j.pool and p.cordoned_at is not null) then 'cordoned' end,
-        case when (
-            select count(*) from jobs r where r.account_id = j.account_id and r.state = 'running'
-        ) >= a.max_running_jobs then 'account_limit' end,
-        case when not j.internal and j.created_at >= now() - interval '30 minutes' and exists (
-            select from jobs s
-            where s.type = 'sample' and s.state in ('queued', 'running') and s.quarantined_at is null
-                and (s.base_model_id = j.base_model_id or s.source_model_id = j.source_model_id)
-        ) then 'rehearsal_pool' end,
-        case when not exists (
-            select from workers o where o.pool = j.pool and o.state in ('idle', 'busy')
-        ) then 'no_worker' end
-    ], null) else '{}' end as waits_for
+    waits_for(j) as waits_for
 from jobs j
 join accounts a on a.id = j.account_id
 left join workers w on w.id = j.lease_owner

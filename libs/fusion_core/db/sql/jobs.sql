@@ -56,9 +56,9 @@ left join lateral (
 ) m on true
 where j.account_id = :account_id and j.id = :job_id and not j.internal;
 
--- name: queue_of_job(most, seen_s, recent, job_id)^
+-- name: queue_of_job(most, recent, job_id)^
 -- Who is served before it, counted to `most`, in the order of serving_order, whose terms these are: jobs of lines that
--- are open or its own, as if all had waited long enough. The pool's workers seen lately; how long its last jobs took.
+-- are open or its own, as if all had waited long enough. The pool's workers; how long its last jobs took; why it waits.
 select
     (
         select count(*) from (
@@ -88,10 +88,7 @@ select
         ) before
     ) as ahead,
     w.idle, w.workers, r.mean_s, greatest(j.not_before, now()) as earliest,
-    j.quarantined_at is not null or exists (
-        select from dispatch_pauses p
-        where (p.pool is null or p.pool = j.pool) and (p.account_id is null or p.account_id = j.account_id)
-    ) as held
+    j.not_before, j.created_at, waits_for(j) as waits_for
 from jobs j
 cross join lateral (
     select r.jobs as running, 1 + (
@@ -105,10 +102,7 @@ cross join lateral (
     ) as turn
     from accounts_running r where r.account_id = j.account_id
 ) mine
-cross join lateral (
-    select count(*) as workers, count(*) filter (where state = 'idle') as idle from workers
-    where pool = j.pool and state in ('idle', 'busy') and seen_at > now() - make_interval(secs => :seen_s)
-) w
+cross join lateral serving_workers(j.pool) w
 cross join lateral (
     select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
         select started_at, finished_at from jobs
