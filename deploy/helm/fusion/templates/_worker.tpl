@@ -1,0 +1,131 @@
+{{/* The pod of a worker. Arguments: root, name (the pool), pool (merged), component, oneJob (a pod for one job). */}}
+{{- define "fusion.workerPod" -}}
+{{- $root := .root -}}
+{{- $pool := .pool -}}
+metadata:
+  labels:
+    {{- include "fusion.labels" (dict "root" $root "component" .component) | nindent 4 }}
+    fusion/pool: {{ .name }}
+  annotations:
+    # A busy worker that is moved loses the steps since its last checkpoint. An idle one is scaled in anyway.
+    cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
+    karpenter.sh/do-not-disrupt: "true"
+spec:
+  serviceAccountName: {{ include "fusion.fullname" $root }}-worker
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  {{- if .oneJob }}
+  restartPolicy: Never
+  {{- end }}
+  securityContext: {{- include "fusion.podSecurity" $root | nindent 4 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  # SIGTERM drains: save, upload, give the job back.
+  terminationGracePeriodSeconds: {{ $pool.gracePeriodSeconds }}
+  {{- with $pool.runtimeClass }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- with $pool.priorityClass }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- if $pool.topologySpread }}
+  topologySpreadConstraints:
+    - maxSkew: 1
+      topologyKey: kubernetes.io/hostname
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector: {matchLabels: {fusion/pool: {{ .name }}, app.kubernetes.io/instance: {{ $root.Release.Name }}}}
+  {{- end }}
+  containers:
+    - name: worker
+      image: {{ include "fusion.image" (dict "root" $root "service" "worker") | quote }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      securityContext: {{- include "fusion.containerSecurity" $root | nindent 8 }}
+      env:
+        {{- include "fusion.storeEnv" $root | nindent 8 }}
+        - {name: FUSION_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        - {name: FUSION_POOL, value: {{ .name | quote }}}
+        - {name: FUSION_WORK_DIR, value: /var/lib/fusion}
+        {{- if gt (int $pool.gpu.count) 0 }}
+        - {name: FUSION_DEVICE, value: cuda}
+        - {name: FUSION_NUM_PROCESSES, value: {{ $pool.gpu.count | quote }}}
+        {{- else }}
+        - {name: FUSION_DEVICE, value: cpu}
+        {{- end }}
+        # 30 s before Kubernetes kills, the job is given back at its last checkpoint, come what may.
+        - {name: FUSION_DRAIN_GRACE_S, value: {{ max 30 (sub (int $pool.gracePeriodSeconds) 30) | quote }}}
+        - {name: FUSION_CHECKPOINT_EVERY_S, value: {{ $pool.checkpointSeconds | quote }}}
+        - {name: FUSION_METRICS_HOST, value: 0.0.0.0}
+        - {name: FUSION_METRICS_PORT, value: "9100"}
+        {{- if .oneJob }}
+        - {name: FUSION_EXIT_AFTER_JOBS, value: "1"}
+        - {name: FUSION_EXIT_WHEN_IDLE_S, value: {{ $pool.idleSeconds | quote }}}
+        {{- end }}
+        {{- include "fusion.extraEnv" $pool.env | nindent 8 }}
+      ports:
+        - {name: metrics, containerPort: 9100}
+      livenessProbe:
+        exec: {command: [python3, -m, fusion_worker.alive, /var/lib/fusion]}
+        initialDelaySeconds: 30
+        periodSeconds: 20
+        timeoutSeconds: 10
+        failureThreshold: 3
+      resources:
+        requests: {{- toYaml $pool.resources.requests | nindent 10 }}
+        limits:
+          {{- toYaml $pool.resources.limits | nindent 10 }}
+          {{- if gt (int $pool.gpu.count) 0 }}
+          {{ $pool.gpu.resource }}: {{ $pool.gpu.count }}
+          {{- end }}
+      volumeMounts:
+        {{- include "fusion.storeMounts" $root | nindent 8 }}
+        - {name: scratch, mountPath: /var/lib/fusion}
+        - {name: tmp, mountPath: /tmp}
+        {{- if $pool.shm }}
+        - {name: shm, mountPath: /dev/shm}
+        {{- end }}
+  volumes:
+    {{- include "fusion.storeVolumes" (dict "root" $root "role" "worker") | nindent 4 }}
+    - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
+    {{- if $pool.shm }}
+    - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $pool.shm }}}}
+    {{- end }}
+    - name: scratch
+      {{- if eq $pool.scratch.storageClass "emptyDir" }}
+      emptyDir: {sizeLimit: {{ $pool.scratch.size }}}
+      {{- else }}
+      ephemeral:
+        volumeClaimTemplate:
+          spec:
+            accessModes: [ReadWriteOnce]
+            {{- with $pool.scratch.storageClass }}
+            storageClassName: {{ . }}
+            {{- end }}
+            resources: {requests: {storage: {{ $pool.scratch.size }}}}
+      {{- end }}
+  {{- with $pool.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- $tolerations := $pool.tolerations }}
+  {{- if gt (int $pool.gpu.count) 0 }}
+  {{- $tolerations = append $tolerations (dict "key" $pool.gpu.resource "operator" "Exists" "effect" "NoSchedule") }}
+  {{- end }}
+  {{- if $pool.spot }}
+  {{- range list "cloud.google.com/gke-spot" "kubernetes.azure.com/scalesetpriority" "karpenter.sh/capacity-type" }}
+  {{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoSchedule") }}
+  {{- end }}
+  {{- end }}
+  {{- with $tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{/* The trigger of a pool: how many slots it wants, as the orchestrator says. */}}
+{{- define "fusion.demandTrigger" -}}
+- type: metrics-api
+  metadata:
+    url: http://{{ include "fusion.fullname" .root }}-orchestrator.{{ .root.Release.Namespace }}:8001/demand/{{ .name }}
+    valueLocation: demand
+    targetValue: "1"
+    activationTargetValue: "0"
+{{- end }}

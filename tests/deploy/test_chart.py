@@ -1,0 +1,271 @@
+"""The chart: every mode renders to what Kubernetes takes, wrong values are refused by name, pods are locked down."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmError, lint
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/helm/fusion"
+CRDS = Path(__file__).parent / "crds"
+KUBERNETES = ("1.31.0", "1.33.0", "1.35.0")
+
+STORES: dict[str, Any] = {
+    "image": {"registry": "registry.example.com/ml"},
+    "postgres": {"existingSecret": "fusion-postgres"},
+    "redis": {"existingSecret": "fusion-redis"},
+    "s3": {"existingSecret": "fusion-s3", "endpoint": "https://s3.example.com"},
+}
+TRIAL: dict[str, Any] = {
+    "image": {"registry": "registry.example.com/ml"},
+    "postgres": {"trial": True}, "redis": {"trial": True}, "s3": {"trial": True},
+}  # fmt: skip
+POOLS: dict[str, Any] = {
+    "h100x1": {"gpu": {"class": "h100", "count": 1}, "max": 4, "min": 1},
+    "a100x8": {"mode": "scaledjob", "gpu": {"class": "a100", "count": 8}, "max": 2, "spot": True},
+    "plain": {"scratch": {"size": "9Gi", "storageClass": "emptyDir"}, "runtimeClass": "nvidia", "priorityClass": "low"},
+}
+EVERYTHING: dict[str, Any] = {
+    "workerPools": POOLS,
+    "scaling": {"keda": True},
+    "api": {
+        "autoscaling": {"enabled": True},
+        "ingress": {"enabled": True, "host": "fusion.example.com", "className": "nginx", "tlsSecret": "tls"},
+        "gateway": {"enabled": True, "host": "fusion.example.com", "parent": {"name": "public", "namespace": "edge"}},
+        "env": {"FUSION_SPEND_LIMIT": 7},
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "apis", "operator": "Exists"}],
+    },
+    "caBundle": {"configMap": "company-ca"},
+    "webhooks": {"existingSecret": "webhooks"},
+    "tracing": {"endpoint": "http://collector:4318"},
+    "monitoring": {"serviceMonitor": True, "prometheusRule": True, "dashboard": True, "labels": {"release": "x"}},
+    "networkPolicies": {
+        "storeCidrs": ["10.1.0.0/16"],
+        "operatorsFrom": [{"podSelector": {}}],
+        "metricsFrom": [{"namespaceSelector": {}}],
+    },
+    "image": {"registry": "registry.example.com/ml", "pullSecrets": [{"name": "pull"}]},
+}  # fmt: skip
+CASES: dict[str, dict[str, Any]] = {
+    "external stores": STORES,
+    "trial stores": TRIAL,
+    "everything": STORES | EVERYTHING,
+    "everything on trial": TRIAL | EVERYTHING,
+    "without KEDA": STORES | {"workerPools": {"h100x1": POOLS["h100x1"]}},
+    "without network policies": STORES | {"networkPolicies": {"enabled": False}},
+}
+
+
+def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+    with Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        files = chart.render(values, name="demo", namespace="ml")
+    texts = [text for name, text in files.items() if not name.endswith("NOTES.txt")]
+    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return render(CASES[request.param])
+
+
+def pod_specs(found: Any) -> Iterator[dict[str, Any]]:
+    """Every pod's spec anywhere in a manifest."""
+    if isinstance(found, dict):
+        if "containers" in found:
+            yield found
+        for value in found.values():
+            yield from pod_specs(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from pod_specs(value)
+
+
+def crd_schema(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    group, _, version = manifest["apiVersion"].partition("/")
+    path = CRDS / f"{manifest['kind'].lower()}-{version}.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    return strict(known["schema"]) if known and known["group"] == group else None
+
+
+def strict(schema: Any) -> Any:
+    """An OpenAPI v3 schema of a CRD as JSON schema, in which a field that it does not name is a fault."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {
+        key: strict(value) for key, value in schema.items() if not key.startswith("x-kubernetes") and key != "nullable"
+    }
+    if schema.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    if isinstance(schema.get("pattern"), str):
+        made["pattern"] = schema["pattern"].replace("^(?i)", "(?i)^")  # Go takes a flag anywhere, Python in front
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_every_manifest(manifests: list[dict[str, Any]], version: str) -> None:
+    for manifest in manifests:
+        schema = crd_schema(manifest)
+        if schema is None:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        else:
+            schema["properties"]["metadata"] = {"type": "object"}
+            jsonschema.validate(manifest, schema)
+        for spec in pod_specs(manifest):  # a CRD's pods are checked as Kubernetes will once it makes them
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+            kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_pods_are_restricted_limited_probed_and_pinned(manifests: list[dict[str, Any]]) -> None:
+    faults = [fault for manifest in manifests for spec in pod_specs(manifest) for fault in pod_faults(manifest, spec)]
+    assert faults == []
+
+
+def pod_faults(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[str]:
+    where = f"{manifest['kind']}/{manifest['metadata']['name']}"
+    pod = spec["securityContext"]
+    if not (pod["runAsNonRoot"] and pod["runAsUser"] > 0 and pod["seccompProfile"]["type"] == "RuntimeDefault"):
+        yield f"{where}: not restricted"
+    if spec["automountServiceAccountToken"] or spec["enableServiceLinks"] or spec.get("hostNetwork"):
+        yield f"{where}: knows of the cluster"
+    for container in spec["containers"]:
+        mine = container["securityContext"]
+        if (
+            mine["allowPrivilegeEscalation"]
+            or not mine["readOnlyRootFilesystem"]
+            or mine["capabilities"] != {"drop": ["ALL"]}
+        ):
+            yield f"{where}: {container['name']} is not locked down"
+        tag = container["image"].rpartition(":")[2]
+        if "/" in tag or tag == "latest":
+            yield f"{where}: {container['image']} is not pinned"
+        if "memory" not in container["resources"]["limits"] or "cpu" not in container["resources"]["requests"]:
+            yield f"{where}: {container['name']} has no limits"
+        if manifest["kind"] not in ("Job", "Pod") and "livenessProbe" not in container:
+            yield f"{where}: {container['name']} is not probed"
+        secrets = [item["name"] for item in container.get("env", []) if "secretKeyRef" in item.get("valueFrom", {})]
+        if secrets and "trial" not in where:
+            yield f"{where}: secrets in the environment: {secrets}"
+
+
+def settings() -> set[str]:
+    page = (ROOT / "docs/settings.md").read_text()
+    return set(re.findall(r"^\| `(FUSION_\w+)` \|", page, re.MULTILINE))
+
+
+def test_every_variable_is_a_setting(manifests: list[dict[str, Any]]) -> None:
+    used = {
+        item["name"].removesuffix("_FILE")
+        for manifest in manifests for spec in pod_specs(manifest)
+        for container in spec["containers"] for item in container.get("env", []) if item["name"].startswith("FUSION_")
+    }  # fmt: skip
+    assert used - settings() - {"FUSION_SPEND_LIMIT"} == set()
+
+
+def of_kind(values: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {found["metadata"]["name"]: found for found in render(values) if found["kind"] == kind}
+
+
+def test_names_and_selectors_are_unique_and_meet_their_pods() -> None:
+    found = render(CASES["everything on trial"])
+    names = [(one["kind"], one["metadata"]["name"]) for one in found]
+    assert len(names) == len(set(names))
+    for one in found:
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            assert one["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_a_scaled_pool_is_drained_gently_and_its_running_jobs_survive_a_change() -> None:
+    (job,) = of_kind(CASES["everything"], "ScaledJob").values()
+    assert job["spec"]["rollout"] == {"strategy": "gradual"}
+    scaled = of_kind(CASES["everything"], "ScaledObject")["demo-fusion-worker-h100x1"]["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (1, 4)
+    assert scaled["triggers"][0]["metadata"]["url"].endswith("orchestrator.ml:8001/demand/h100x1")
+    deployment = of_kind(CASES["everything"], "Deployment")["demo-fusion-worker-h100x1"]["spec"]
+    assert "replicas" not in deployment, "KEDA decides"
+    pod = deployment["template"]
+    assert pod["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+    env = {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]}
+    assert int(env["FUSION_DRAIN_GRACE_S"]) < pod["spec"]["terminationGracePeriodSeconds"]
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_the_schema_migrates_before_the_new_release_and_after_a_trial_store_is_there() -> None:
+    for case, hook in (("external stores", "pre-install,pre-upgrade"), ("trial stores", "post-install,pre-upgrade")):
+        job = of_kind(CASES[case], "Job")["demo-fusion-migrate"]
+        assert job["metadata"]["annotations"]["helm.sh/hook"] == hook
+
+
+def test_workers_reach_the_stores_and_nothing_else() -> None:
+    policies = of_kind(CASES["everything"], "NetworkPolicy")
+    assert policies["demo-fusion-default"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    allowed = [
+        name for name, policy in policies.items()
+        if policy["spec"].get("egress") and "worker" in json.dumps(policy["spec"]["podSelector"])
+    ]  # fmt: skip
+    assert allowed == ["demo-fusion-stores"]
+    blocks = [peer["ipBlock"]["cidr"] for rule in policies["demo-fusion-stores"]["spec"]["egress"]
+              for peer in rule.get("to", []) if "ipBlock" in peer]  # fmt: skip
+    assert blocks == ["10.1.0.0/16"]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown name": (STORES | {"workerPool": {}}, "workerPool"),
+    "no registry": ({"postgres": {"trial": True}}, "registry"),
+    "the latest tag": (STORES | {"image": {"registry": "r", "tag": "latest"}}, "tag"),
+    "an unknown mode": (STORES | {"workerPools": {"a": {"mode": "daemonset"}}}, "mode"),
+    "a pool's bad name": (STORES | {"workerPools": {"A_1": {}}}, "A_1"),
+    "the readers' pool": (STORES | {"workerPools": {"cpu": {}}}, "cpu"),
+    "a grace too short": (STORES | {"workerPools": {"a": {"gracePeriodSeconds": 5}}}, "gracePeriodSeconds"),
+    "a variable that is no setting": (STORES | {"api": {"env": {"PATH": "/"}}}, "PATH"),
+    "a bad quantity": (STORES | {"trialStorage": {"size": "much"}}, "size"),
+    "a bad network": (STORES | {"networkPolicies": {"storeCidrs": ["here"]}}, "storeCidrs"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_values_are_refused_by_name(wrong: str) -> None:
+    values, named = WRONG[wrong]
+    with pytest.raises(HelmError, match=named):
+        render(values)
+
+
+def test_everything_that_is_missing_is_said_at_once() -> None:
+    values = {
+        "image": {"registry": "r"},
+        "api": {"ingress": {"enabled": True}, "gateway": {"enabled": True}},
+        "workerPools": {"a": {"mode": "scaledjob", "min": 5}, "b": {"gpu": {"count": 1}}},
+    }
+    with pytest.raises(HelmError) as refused:
+        render(values)
+    places = ["postgres.existingSecret", "redis.existingSecret", "s3.existingSecret", "s3.endpoint", "api.ingress.host"]
+    places += ["api.gateway.host", "api.gateway.parent.name", "workerPools.a.mode", "workerPools.a.min"]
+    assert [place for place in [*places, "workerPools.b.gpu.class"] if f"{place}: " not in str(refused.value)] == []
+
+
+def test_every_documented_value_is_in_the_schema_and_used_by_a_template() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    unused = [name for section in values.values() if isinstance(section, dict) for name in section
+              if not re.search(rf"\b{name}\b", templates)]  # fmt: skip
+    assert unused == []
+
+
+def test_the_linter_finds_nothing() -> None:
+    report = lint(CHART, CASES["everything"], strict=True)
+    assert [message for message in report["messages"] if message["severity"] not in ("INFO", "Info", 1)] == []
