@@ -2,6 +2,7 @@
 
 import errno
 import re
+import signal
 from typing import NamedTuple
 
 from fusion_core.db.attempts import STORAGE_UNAVAILABLE
@@ -38,8 +39,7 @@ def of_trainer(tail: str, returncode: int | None) -> CrashReason:
     for line in lines:
         if _is_gpu_fault(line):
             return CrashReason("gpu_fault", line[-_MESSAGE_CHARACTERS:])
-    message = lines[-1][-_MESSAGE_CHARACTERS:] if lines else f"the trainer ended with {returncode}"
-    return CrashReason("trainer_crashed", message)
+    return CrashReason("trainer_crashed", lines[-1][-_MESSAGE_CHARACTERS:] if lines else _exit_of(returncode))
 
 
 def of_daemon(error: Exception) -> CrashReason:
@@ -51,6 +51,15 @@ def of_daemon(error: Exception) -> CrashReason:
     if is_outage(first_of(cause)):
         return CrashReason(STORAGE_UNAVAILABLE, message)
     return CrashReason("upload_failed" if isinstance(error, UploadFailedError) else "inputs_unavailable", message)
+
+
+def _exit_of(returncode: int | None) -> str:
+    """In words: a process that was killed has nothing to say for itself."""
+    if returncode == -signal.SIGKILL:
+        return "the trainer was killed (SIGKILL), as when the machine runs out of memory"
+    if returncode is not None and returncode < 0:
+        return f"the trainer was killed by {signal.Signals(-returncode).name}"
+    return f"the trainer ended with {returncode}"
 
 
 def _is_gpu_fault(line: str) -> bool:

@@ -177,10 +177,10 @@ class Site:
         )
         return await self._submit(new)
 
-    async def ingest(self, registered: bytes) -> tuple[UUID, str]:
+    async def ingest(self, registered: bytes, filename: str = "rows.jsonl") -> tuple[UUID, str]:
         """A queued ingest of one upload, registered with these bytes; answers the dataset and the upload's key."""
         account_id, upload_id = await self._account(), uuid4()
-        key = s3_keys.upload(account_id, upload_id, "rows.jsonl")
+        key = s3_keys.upload(account_id, upload_id, filename)
         await self.storage.put_bytes(key, registered)
         head = await self.storage.head(key)
         assert head is not None
@@ -188,7 +188,7 @@ class Site:
             self.pool,
             id=upload_id,
             account_id=account_id,
-            filename="rows.jsonl",
+            filename=filename,
             content_type="application/jsonl",
             s3_key=key,
             size=None,
@@ -200,7 +200,7 @@ class Site:
         await queries.insert_dataset_upload(
             self.pool, upload_id=upload_id, dataset_id=dataset_id, ordinal=0, size=head.size, etag=head.etag
         )
-        spec = IngestSpec(uploads=((key, "rows.jsonl"),))
+        spec = IngestSpec(uploads=((key, filename),))
         await self._submit(
             jobs.NewJob(account_id=account_id, type="ingest", spec=spec, pool=POOL, dataset_id=dataset_id)
         )

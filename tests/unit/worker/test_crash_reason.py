@@ -30,8 +30,13 @@ def test_the_line_that_tells_is_found_before_what_the_launcher_prints(line: str,
     assert reason.message == (line if code != "trainer_crashed" else "launcher: subprocess failed")
 
 
-def test_a_silent_death_is_told_by_its_exit_code() -> None:
-    assert of_trainer("", -11) == ("trainer_crashed", "the trainer ended with -11")
+@pytest.mark.parametrize(
+    ("returncode", "words"), [(-11, "killed by SIGSEGV"), (-9, "runs out of memory"), (3, "ended with 3")]
+)
+def test_a_silent_death_is_told_by_its_exit_code(returncode: int, words: str) -> None:
+    reason = of_trainer("", returncode)
+    assert reason.code == "trainer_crashed"
+    assert words in reason.message
 
 
 def refusal(status: int, code: str) -> ClientError:
