@@ -18,6 +18,7 @@ from fusion_http.problem_details import MEDIA_TYPE, describe
 from fusion_http.slow_clients import read_within
 
 log = structlog.get_logger()
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MOST_AT_ONCE = 2000  # in one process
 _PROBES = frozenset({"/health", "/ready"})  # asked every few seconds, of no interest in a trace
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{8,128}")
@@ -32,7 +33,10 @@ def add_header(scope: Any, name: str, value: str) -> None:
 
 
 class Answered(NamedTuple):
-    """What became of a request: `route` is the template of its path, `seconds` is the time to the answer's head."""
+    """What became of a request: `route` is the template of its path, `seconds` is the time to the answer's head.
+
+    Fit for labels: a method or a path that we do not know is `other` or `unmatched`.
+    """
 
     method: str
     route: str
@@ -103,7 +107,8 @@ class RequestContext:
             if status:  # else the client left before there was an answer
                 problem = structlog.contextvars.get_contextvars().get("problem")
                 route = scope.get("path_template") or "unmatched"
-                answered = Answered(scope["method"], route, status, seconds, problem)
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                answered = Answered(method, route, status, seconds, problem)
                 self._watch(answered)
                 _describe_span(span, answered, request_id)
 

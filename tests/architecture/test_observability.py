@@ -10,7 +10,10 @@ import fusion_api.metrics
 import fusion_orchestrator.metrics
 import fusion_worker.metrics
 import pytest
-import yaml
+from fusion_orchestrator.admin.app import OPERATIONS as ADMIN
+from fusion_orchestrator.admin_cli import app as admin_cli
+
+from tests.alert_rules import rules
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/observability"
@@ -40,11 +43,6 @@ def labels_by_sample() -> dict[str, set[str]]:
 
 
 SAMPLES = labels_by_sample()
-
-
-def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
 
 
 def panels() -> list[dict[str, Any]]:
@@ -141,6 +139,20 @@ def test_every_runbook_has_its_alert_and_names_panels_that_exist() -> None:
     named = {panel for mention in re.findall(r"[Pp]anel \*([\w ]+)\*", OPERATIONS) for panel in [mention]}
     assert named
     assert named - {panel["title"] for panel in panels()} == set()
+
+
+def test_every_endpoint_and_command_that_a_runbook_names_exists() -> None:
+    routes = {f"{method} /admin{nameless(path)}" for one in ADMIN for path in one.paths for method in one.http_methods}
+    named = {nameless(mention) for mention in re.findall(r"(?:GET|POST) /admin[\w/{}]*", OPERATIONS)}
+    assert len(named) > 10
+    assert named - routes == set()
+    groups = {group.name for group in admin_cli.registered_groups}
+    commands = {one.name or str(getattr(one.callback, "__name__", "")) for one in admin_cli.registered_commands}
+    assert set(re.findall(r"fusion-admin ([a-z][a-z-]*)", OPERATIONS)) - commands - groups == set()
+
+
+def nameless(path: str) -> str:
+    return re.sub(r"\{[^}]*\}", "{}", path)
 
 
 def test_the_dashboard_can_be_drawn() -> None:

@@ -8,7 +8,6 @@ from fusion_api.event_hub import EventHub
 from fusion_api.settings import ApiSettings
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
@@ -37,9 +36,8 @@ class Metrics:
 
     def answered(self, answer: Answered) -> None:
         """Count one request."""
-        method = answer.method if answer.method in _METHODS else "other"
-        self.requests.labels(method, answer.route, str(answer.status)).inc()
-        self.latency.labels(method, answer.route).observe(answer.seconds)
+        self.requests.labels(answer.method, answer.route, str(answer.status)).inc()
+        self.latency.labels(answer.method, answer.route).observe(answer.seconds)
         if answer.problem is not None:
             self.problems.labels(answer.problem).inc()
 

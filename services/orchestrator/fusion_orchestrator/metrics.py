@@ -3,6 +3,7 @@
 No label has an id in it: pools are the operator's words, types, states, reasons and codes are closed lists.
 """
 
+from fusion_http.request_context import Answered
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 QUEUE_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
@@ -83,6 +84,9 @@ class Metrics:
 
     def _describe_loops(self) -> None:
         """What this replica does."""
+        self.admin_requests = self._counter(
+            "fusion_admin_requests", "Requests of operators answered", ["method", "route", "status"]
+        )
         self.listening = self._gauge("fusion_doorbell_listening", "1 while LISTEN is connected")
         self.rings = self._counter("fusion_rings", "Doorbell messages sent", ["pool"])
         self.ring_errors = self._counter("fusion_ring_errors", "Rings that Redis did not take")
@@ -98,6 +102,10 @@ class Metrics:
         self.sweep_seconds = Histogram(
             "fusion_sweep_duration_seconds", "One reclaim sweep", buckets=SWEEP_BUCKETS_S, registry=self.registry
         )
+
+    def admin_answered(self, answer: Answered) -> None:
+        """Count one request to the admin port."""
+        self.admin_requests.labels(answer.method, answer.route, str(answer.status)).inc()
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
         return Gauge(name, text, labels or [], registry=self.registry)

@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 from fusion_api.metrics import Metrics
-from fusion_local.stack import free_port
+from fusion_local.stack import Stack, free_port
+
+from tests.alert_rules import threshold
 
 from .api_process import Server
 
@@ -67,3 +69,21 @@ async def test_the_figures_answer_on_a_port_of_their_own(
     finally:
         server.process.kill()
         server.process.wait(10)
+
+
+async def test_a_drill_postgres_goes_away_and_the_api_says_so(
+    http: httpx.AsyncClient, customer: Any, stack: Stack
+) -> None:
+    """The share of 5xx crosses the threshold of its alert, and falls again once Postgres is back."""
+    most = threshold("FusionApiErrors", 'status=~"5..".*')
+    await customer.send("GET", "/api/jobs")
+    await asyncio.to_thread(stack.processes.stop, "postgres")
+    try:
+        for _ in range(3):
+            assert (await customer.send("GET", "/api/jobs")).status_code == 503
+    finally:
+        await asyncio.to_thread(stack.start_postgres)
+    counted = samples(http, "fusion_api_requests_total")
+    errors = sum(value for (_, _, status), value in counted.items() if status.startswith("5"))
+    assert errors / sum(counted.values()) > most
+    assert samples(http, "fusion_api_problems_total")["not_ready",] == errors

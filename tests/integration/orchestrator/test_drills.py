@@ -1,15 +1,12 @@
 """Drills: each brings about what an alert is for, and sees its figure cross the threshold in deploy/observability."""
 
-import re
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
-import yaml
 from fusion_core.db.pool import queries
 from fusion_core.states import LOSS_LIMIT
 from fusion_orchestrator import figures
@@ -20,16 +17,7 @@ from fusion_orchestrator.reclaim import reclaim_leases
 from fusion_orchestrator.service import running
 from fusion_orchestrator.settings import OrchestratorSettings
 
-ALERTS = Path(__file__).parents[3] / "deploy/observability/alerts.yaml"
-
-
-def threshold(alert: str, metric: str) -> float:
-    """The number that the alert's rule compares the metric with; `>` alone is meant to be crossed."""
-    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    expression = next(rule["expr"] for rule in rules if rule["alert"] == alert)
-    found = re.search(rf"{metric}\b[^<>]*?> (\d+)", expression)
-    assert found is not None, f"{alert} does not compare {metric}"
-    return float(found.group(1))
+from tests.alert_rules import threshold
 
 
 @pytest.fixture(autouse=True)

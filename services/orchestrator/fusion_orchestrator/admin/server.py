@@ -36,7 +36,9 @@ async def serving_admin(service: Service) -> AsyncIterator[None]:
     family = socket.AF_INET6 if ":" in settings.admin_host else socket.AF_INET
     listener = socket.create_server((settings.admin_host, settings.admin_port), family=family, backlog=_BACKLOG)
     config = uvicorn.Config(
-        RequestContext(create_admin_app(service), _CLIENT_DEADLINE_S, _MOST_AT_ONCE),
+        RequestContext(
+            create_admin_app(service), _CLIENT_DEADLINE_S, _MOST_AT_ONCE, watch=service.metrics.admin_answered
+        ),
         http=BoundedProtocol.within(_CLIENT_DEADLINE_S, MAX_BODY_BYTES),
         ws="none",
         log_config=None,
