@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fusion_core.db import webhooks
 from fusion_local.stack import HOST, free_port
 from fusion_orchestrator.admin.server import serving_admin
 from fusion_orchestrator.admin_cli import app as command
@@ -67,13 +68,22 @@ async def test_the_page_can_be_followed_to_the_letter(world: World, run: Run) ->
     await register(world)
     attempt = await world.running()
     job = await world.job(attempt.job_id)
+    async with world.pool.acquire() as conn:
+        hook = await webhooks.create_endpoint(
+            conn, job.account_id, url="https://x.example", event_types=["job.failed"], description=""
+        )
+        await webhooks.add_test(conn, job.account_id, hook["id"])
+    await world.pool.execute(
+        "update webhook_deliveries set state = 'failed', next_attempt_at = null, finished_at = now()"
+    )
     script = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
-    names = {"JOB": str(job.id), "ACCOUNT": str(job.account_id), "WORKER": str(world.claimer.worker_id), "POOL": "test"}
+    names = {"JOB": str(job.id), "ACCOUNT": str(job.account_id), "WORKER": str(world.claimer.worker_id), "POOL": "test",
+             "WEBHOOK": str(hook["id"])}  # fmt: skip
     code, out, err = await run(script, **names)
     assert code == 0, err
     done = [row["action"] for row in await world.pool.fetch("select action from audit_log order by id")]
     assert done == ["drain", "undrain", "cordon", "uncordon", "pause", "resume", "priority", "deadline", "requeue",
-                    "fail", "prune"], "reclaim had nothing to do"  # fmt: skip
+                    "fail", "replay", "prune"], "reclaim had nothing to do"  # fmt: skip
     failed = await world.job(job.id)
     assert failed.error is not None
     assert "licence" in failed.error["message"]

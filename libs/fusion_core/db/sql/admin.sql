@@ -37,9 +37,6 @@ select
     (select count(*) from workers where state <> 'gone' and seen_at < now() - make_interval(secs => :seen_s))
         as silent_workers,
     array(select name from pools where cordoned_at is not null order by name) as cordoned_pools,
-    (select count(*) from dispatch_pauses) as pauses,
-    (select count(*) from outbox where fanned_out_at is null) as outbox,
-    (select count(*) from webhook_deliveries where state = 'pending' and next_attempt_at <= now()) as webhooks_due,
     (select last_sweep_at from sweeps) as last_sweep_at;
 
 -- name: list_pauses(limit)
@@ -87,34 +84,38 @@ with names as (
     select name from pools
     union select distinct pool from jobs where state in ('queued', 'running')
     union select distinct pool from workers where state <> 'gone'
-)
-select n.name, p.gpu_class, coalesce(p.gpu_count, 0) as gpu_count, p.cordoned_at, p.cordon_reason,
-    j.queued, j.running, c.claimable, j.queued - c.claimable as held,
-    coalesce(extract(epoch from now() - j.oldest), 0)::float8 as oldest_age_s,
-    w.idle, w.busy, w.draining, c.claimable + j.running as demand,
-    case when p.cordoned_at is not null then null when c.claimable < w.idle then 0
-        when w.idle + w.busy = 0 then null
-        else r.mean_s * (c.claimable + 1 - w.idle) / (w.idle + w.busy) end as expected_wait_s
-from names n
-left join pools p on p.name = n.name
-cross join lateral (
-    select count(*) filter (where state = 'queued') as queued, count(*) filter (where state = 'running') as running,
+), open as (
+    select pool, count(*) filter (where state = 'queued') as queued, count(*) filter (where state = 'running') as running,
         min(created_at) filter (where state = 'queued') as oldest
-    from jobs where pool = n.name and state in ('queued', 'running')
-) j
-cross join lateral (select count(*) as claimable from claimable where pool = n.name) c
-cross join lateral (
-    select count(*) filter (where state = 'idle') as idle, count(*) filter (where state = 'busy') as busy,
+    from jobs where state in ('queued', 'running') group by pool
+), waiting as (
+    select pool, count(*) as jobs from claimable group by pool
+), serving as (
+    select pool, count(*) filter (where state = 'idle') as idle, count(*) filter (where state = 'busy') as busy,
         count(*) filter (where state = 'draining') as draining
-    from workers where pool = n.name and state <> 'gone' and seen_at > now() - make_interval(secs => :seen_s)
-) w
-cross join lateral (
-    select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
-        select started_at, finished_at from jobs
-        where pool = n.name and state = 'completed' and not internal order by finished_at desc limit :recent
-    ) last
-) r
-order by n.name limit :limit;
+    from workers where state <> 'gone' and seen_at > now() - make_interval(secs => :seen_s) group by pool
+)
+select q.*, queued - claimable as held,
+    case when cordoned_at is not null then null when claimable < idle then 0 when idle + busy = 0 then null
+        else mean_s * (claimable + 1 - idle) / (idle + busy) end as expected_wait_s
+from (
+    select n.name, p.gpu_class, coalesce(p.gpu_count, 0) as gpu_count, p.cordoned_at, p.cordon_reason,
+        coalesce(o.queued, 0) as queued, coalesce(o.running, 0) as running, coalesce(w.jobs, 0) as claimable,
+        coalesce(extract(epoch from now() - o.oldest), 0)::float8 as oldest_age_s,
+        coalesce(s.idle, 0) as idle, coalesce(s.busy, 0) as busy, coalesce(s.draining, 0) as draining, r.mean_s
+    from names n
+    left join pools p on p.name = n.name
+    left join open o on o.pool = n.name
+    left join waiting w on w.pool = n.name
+    left join serving s on s.pool = n.name
+    cross join lateral (
+        select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
+            select started_at, finished_at from jobs
+            where pool = n.name and state = 'completed' and not internal order by finished_at desc limit :recent
+        ) last
+    ) r
+) q
+order by name limit :limit;
 
 -- name: webhook_endpoints_behind(after, limit)
 -- Endpoints with deliveries that wait or have failed.

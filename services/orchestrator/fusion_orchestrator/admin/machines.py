@@ -61,7 +61,7 @@ class AdminWorker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool. `claimable` of the `queued` could start now; `demand` is the workers that would all be busy.
+    """A pool. `claimable` of the `queued` could start now; `demand` is the slots that would all be busy, as in metrics.
 
     `expected_wait_s` is that of a job submitted now: null where nothing is known to serve it.
     """
@@ -113,4 +113,5 @@ async def list_workers(
 @get("/queues", guards=[viewer], summary="Queues by pool: depth, oldest age, expected wait, demand")
 async def list_queues(service: NamedDependency[Service]) -> list[Queue]:
     rows = queries.admin_queues(service.pool, seen_s=WORKER_SEEN_S, recent=RECENT_JOBS, limit=MAX_POOLS)
-    return [of_row(Queue, row) async for row in rows]
+    demand = {row["pool"]: row["slots"] async for row in queries.pool_demand(service.pool)}
+    return [of_row(Queue, row, demand=demand.get(row["name"], 0)) async for row in rows]

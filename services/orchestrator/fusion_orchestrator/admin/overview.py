@@ -27,7 +27,10 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs and workers by state; `silent_workers` have not reported for a minute and are not marked gone."""
+    """Jobs and workers by state; `silent_workers` have not reported for a minute and are not marked gone.
+
+    `outbox` counts events that wait to become deliveries, `webhooks_due` deliveries that are due and not done.
+    """
 
     jobs: dict[str, int]
     quarantined: int
@@ -38,6 +41,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     pauses: list[Pause]
     outbox: int
     webhooks_due: int
+    oldest_webhook_due_at: datetime | None
     last_sweep_at: datetime | None
 
 
@@ -45,4 +49,12 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 async def get_overview(service: NamedDependency[Service]) -> Overview:
     row = await queries.admin_overview(service.pool, seen_s=WORKER_SEEN_S)
     pauses = [of_row(Pause, pause) async for pause in queries.list_pauses(service.pool, limit=MAX_PAUSES)]
-    return of_row(Overview, row, pauses=pauses)
+    backlog = await queries.webhook_backlog(service.pool)
+    return of_row(
+        Overview,
+        row,
+        pauses=pauses,
+        outbox=await queries.outbox_depth(service.pool),
+        webhooks_due=backlog["deliveries"],
+        oldest_webhook_due_at=backlog["oldest"],
+    )

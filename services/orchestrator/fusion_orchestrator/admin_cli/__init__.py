@@ -56,7 +56,17 @@ app.add_typer(accounts.accounts, name="accounts", rich_help_panel=_SETTING_UP)
 app.add_typer(accounts.keys, name="keys", rich_help_panel=_SETTING_UP)
 app.add_typer(storage.models, name="models", rich_help_panel=_SETTING_UP)
 app.add_typer(operators.commands, name="operators", rich_help_panel=_SETTING_UP)
-for look in (views.overview, views.queues, views.jobs, views.job, views.workers, views.audit):
+for look in (
+    views.overview,
+    views.queues,
+    views.jobs,
+    views.job,
+    views.leases,
+    views.workers,
+    views.webhooks,
+    views.stored,
+    views.audit,
+):
     app.command(rich_help_panel=_LOOKING)(look)
 for deed in (
     actions.drain,
@@ -70,5 +80,6 @@ for deed in (
     actions.fail,
     actions.priority,
     actions.deadline,
+    actions.replay,
 ):
     app.command(rich_help_panel=_ACTING)(deed)

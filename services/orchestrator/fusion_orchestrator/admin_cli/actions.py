@@ -95,6 +95,16 @@ def deadline(
     act(context, f"/jobs/{job}/deadline", reason, as_json=as_json, deadline_at=None if at == "none" else at)
 
 
+def replay(
+    context: typer.Context,
+    webhook: Annotated[UUID, typer.Argument(metavar="WEBHOOK", help="Its id, from `fusion-admin webhooks`.")],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Send again what failed or was cancelled at a webhook, the oldest thousand at a time."""
+    act(context, "/webhooks/replay", reason, as_json=as_json, webhook_id=str(webhook))
+
+
 def _where(pool: str | None, account: UUID | None) -> dict[str, str]:
     named = {"pool": pool, "account_id": None if account is None else str(account)}
     return {name: value for name, value in named.items() if value is not None}

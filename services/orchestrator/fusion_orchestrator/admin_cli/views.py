@@ -1,4 +1,4 @@
-"""fusion-admin overview, jobs, job, workers, queues, audit: what there is to see. A viewer's token is enough."""
+"""fusion-admin overview, jobs, workers, queues, audit and so on: what there is to see. A viewer's token is enough."""
 
 from typing import Annotated
 
@@ -63,6 +63,30 @@ def workers(
     columns = ("id", "name", "pool", "state", "gpu_class", "gpus", "version", "job_id", "failures", "drain_reason",
                "seen_at")  # fmt: skip
     show_table(rows, columns, as_json=as_json)
+
+
+def leases(
+    context: typer.Context, pool: Pool = None, limit: Limit = 50, after: After = None, as_json: AsJson = False
+) -> None:
+    """List who holds which running job, for how long (seconds) and until when."""
+    rows = get(context, "/leases", pool=pool, limit=limit, after=after)
+    columns = ("id", "pool", "phase", "worker_name", "worker_id", "age_s", "lease_expires_at", "expired")
+    show_table(rows, columns, as_json=as_json)
+
+
+def webhooks(context: typer.Context, limit: Limit = 50, after: After = None, as_json: AsJson = False) -> None:
+    """List webhook endpoints with deliveries that wait or have failed.
+
+    Next: [bold]fusion-admin replay ID[/bold]
+    """
+    rows = get(context, "/webhooks", limit=limit, after=after)
+    columns = ("id", "account_id", "host", "enabled", "pending", "failed", "oldest_due_at", "failing_since")
+    show_table(rows, columns, as_json=as_json)
+
+
+def stored(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show bytes and counts by kind, as rows name them; `fusion-admin prune` is for what no row names."""
+    show_table(get(context, "/storage"), ("kind", "items", "bytes"), as_json=as_json)
 
 
 def queues(context: typer.Context, as_json: AsJson = False) -> None:
