@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, LeaseLostError
+from fusion_core.db.attempts import Attempt, LeaseLostError, Renewal
 from fusion_core.db.pool import POSTGRES_AWAY, Pool
 from fusion_core.trainer_protocol import StopReason, write_control
 
@@ -15,6 +15,7 @@ from fusion_worker.metrics import Metrics
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
+AGAIN_S = 1.0  # after a renewal that failed
 
 
 class Heartbeat:
@@ -46,14 +47,28 @@ class Heartbeat:
             write_control(self._run_dir, reason)
         log.info("trainer_asked_to_stop", reason=reason)
 
+    async def _renew(self) -> Renewal:
+        """Within two heartbeats: a connection that fell silent must not outlast the lease, nor others like it."""
+        patience_s = self._settings.heartbeat_s
+        async with self._pool.acquire(timeout=patience_s) as connection:
+            try:
+                async with asyncio.timeout(patience_s):
+                    return await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
+            except TimeoutError:
+                connection.terminate()
+                await self._pool.expire_connections()
+                raise
+
     async def run(self) -> None:
         """Raises LeaseLostError when the job has passed to somebody else."""
+        pause_s = self._settings.heartbeat_s
         while True:
-            await asyncio.sleep(self._settings.heartbeat_s)
+            await asyncio.sleep(pause_s)
+            pause_s = self._settings.heartbeat_s
             try:
-                async with self._pool.acquire(timeout=self._settings.heartbeat_s) as connection:
-                    renewal = await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
+                renewal = await self._renew()
             except POSTGRES_AWAY as error:
+                pause_s = min(pause_s, AGAIN_S)
                 self._metrics.renewals.labels("missed").inc()
                 cut_off_s = time.monotonic() - self._last_renewal
                 log.warning("heartbeat_missed", error=str(error), cut_off_s=round(cut_off_s, 1))
