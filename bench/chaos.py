@@ -41,7 +41,8 @@ def one_run(root: Path, seed: int, arguments: argparse.Namespace) -> Result:
             progress.update(jobs, completed=over, total=of)
 
         watching = Watching(on_fault, on_recovery)
-        return run(root, seed, arguments.seconds, arguments.faults, watching, arguments.replay)
+        engine, replay = arguments.trainer == "both", arguments.replay
+        return run(root, seed, arguments.seconds, arguments.faults, watching, replay=replay, engine=engine)
 
 
 def show(results: dict[int, Result], seconds: float) -> None:
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("--faults", type=int, help="how many; one in two seconds unless given")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument(
+        "--trainer", choices=("stub", "both"), default="stub", help="both: one worker more, the real one"
+    )
     parser.add_argument("--replay", type=Path, help="a schedule.jsonl of an earlier run, instead of one of the seed")
     parser.add_argument("--keep", type=Path, help="where histories and logs stay; else a temporary folder")
     arguments = parser.parse_args()

@@ -112,10 +112,10 @@ async def strike(cluster: Cluster, connection: OwnConnection, job_id: UUID, case
 
 
 async def measure(cluster: Cluster, case: Case, rounds: int) -> list[Recovery]:
-    account = cluster.site.accounts[0]
+    account = cluster.accounts[0]
     hyperparams = {"train_steps": STEPS, "output_name": "recovery"}
     with Fusion(cluster.url(cluster.apis[0]), account.secret) as client:
-        ids = {"base_model_id": str(cluster.site.base_model_id), "dataset_id": str(account.dataset_id)}
+        ids = {"base_model_id": str(account.base_model_id), "dataset_id": str(account.dataset_id)}
         job = client.create_job(**ids, hyperparams=hyperparams)
     connection = await connect(cluster.stack.database_url(), application_name="recovery")
     heartbeat_s = float(str(case.settings.get("heartbeat_s", 5.0)))

@@ -13,16 +13,23 @@ from fusion_core.db.pool import connect
 from tests.faults import schedule
 from tests.faults.checker import Violation, check
 from tests.faults.cluster import Cluster
-from tests.faults.customers import Customer
+from tests.faults.customers import Customer, Work
 from tests.faults.history import History
 from tests.faults.injector import Injector
 from tests.faults.schedule import Fault, Targets
+from tests.faults.witness import Witness
 
 TICK_S = 0.1
 RECOVERY_DEADLINE_S = 180.0
 GROUP_DEADLINE_S = 10.0
-STEPS = 40
-SUBMIT_EVERY_S = 3.0
+CHAIN = Work({"train_steps": 50}, every_s=2.0)
+# One model name for all: the card that comes with a model has it, and the exports are compared byte by byte.
+ENGINE = Work(
+    {"train_steps": 30, "batch_size": 2, "seq_len": 16, "lr": 0.01, "output_name": "grown"},
+    every_s=20.0,
+    most_jobs=3,
+    cancelled=0.0,
+)
 
 
 class Result(NamedTuple):
@@ -44,17 +51,32 @@ class Watching(NamedTuple):
     on_recovery: Callable[[int, int], None]
 
 
-def run(root: Path, seed: int, seconds: float, count: int, watching: Watching, replay: Path | None = None) -> Result:
-    """Raises what starting the cluster raises. For the main thread only."""
-    with History(root / "history.jsonl") as history, Cluster(root / "cluster", seed=seed) as cluster:
-        customers = [Customer(cluster, account, history, seed) for account in cluster.site.accounts]
+def run(
+    root: Path,
+    seed: int,
+    seconds: float,
+    count: int,
+    watching: Watching,
+    *,
+    replay: Path | None = None,
+    engine: bool = False,
+) -> Result:
+    """One run; with `engine` a fifth worker has the real trainer. For the main thread only.
+
+    Raises what starting the cluster raises.
+    """
+    with (
+        History(root / "history.jsonl") as history,
+        Cluster(root / "cluster", seed=seed, engine=engine) as cluster,
+    ):
+        customers = make_customers(cluster, history, seed)
         faults = schedule.read(replay) if replay else schedule.make(seed, seconds, count, Targets.of(cluster))
         schedule.write(root / "schedule.jsonl", faults)
-        for customer, other in zip(customers, reversed(customers), strict=True):
-            customer.other = other
-            customer.start(SUBMIT_EVERY_S, STEPS)
+        for customer in customers:
+            customer.start()
         injector = Injector(cluster, history)
-        done = inject(injector, faults, seconds, watching)
+        with Witness(cluster.stack, history) as witness:
+            done = inject(injector, faults, seconds, watching)
         healed = time.monotonic()
         for customer in customers:
             customer.quiet.set()
@@ -62,9 +84,21 @@ def run(root: Path, seed: int, seconds: float, count: int, watching: Watching, r
         took_s = time.monotonic() - healed
         violations = _after(cluster, customers, injector)
         violations += asyncio.run(check(cluster.stack, history))
+        violations += [] if witness.looks else [Violation("the rows were watched", "-", "no look was answered")]
         violations += [Violation("a drain ends", "-", entry.data["service"]) for entry in history.of("drain_overdue")]
         jobs, interruptions = asyncio.run(_counts(cluster))
     return Result(done, violations, jobs, interruptions, Counter(injector.exits), took_s, history.path)
+
+
+def make_customers(cluster: Cluster, history: History, seed: int) -> list[Customer]:
+    """Each pries into the jobs of the next."""
+    customers = [Customer(cluster, account, history, seed, CHAIN, cluster.apis) for account in cluster.accounts]
+    if cluster.engine_account is not None:
+        apis = (cluster.engine_api,)
+        customers.append(Customer(cluster, cluster.engine_account, history, seed, ENGINE, apis))
+    for customer, other in zip(customers, [*customers[1:], customers[0]], strict=True):
+        customer.other = other
+    return customers
 
 
 def inject(injector: Injector, faults: Sequence[Fault], seconds: float, watching: Watching) -> Counter[str]:

@@ -14,7 +14,9 @@ from fusion_core.trainer_protocol import Manifest
 from fusion_local.stack import Stack
 
 from tests.faults.chain_trainer import WEIGHTS_FILE, weights
+from tests.faults.cluster import POOL
 from tests.faults.history import History
+from tests.integration.db import invariants
 
 TERMINAL = ("completed", "failed", "cancelled")
 
@@ -45,11 +47,15 @@ async def check(stack: Stack, history: History) -> list[Violation]:
     """Every violation there is, once the faults have ended and the cluster has had its time."""
     connection = await connect(stack.database_url(), application_name="checker")
     try:
+        everyone = await invariants.all_jobs(connection)
+        rows = [*await invariants.violations(connection, everyone), *await invariants.unsettled(connection, everyone)]
         jobs = [await _read(connection, row) for row in await connection.fetch("select * from jobs where not internal")]
     finally:
         await connection.close()
-    found = [*what_customers_saw(history, {str(seen.job["id"]): seen for seen in jobs})]
+    found = [Violation(f"invariant {broken.rule}", str(broken.job_id), str(broken)) for broken in rows]
+    found += what_customers_saw(history, {str(seen.job["id"]): seen for seen in jobs})
     asked = {entry.data["job"] for entry in history.of("asks") if entry.data["call"] == "cancel_job"}
+    found += same_models(jobs)
     async with Storage(stack.settings()) as storage:
         for seen in jobs:
             found += ending(seen, cancelled=str(seen.job["id"]) in asked)
@@ -83,6 +89,10 @@ def what_customers_saw(history: History, jobs: dict[str, Seen]) -> Iterator[Viol
         yield Violation("the client raises only its own errors", "-", entry.data["error"])
     for entry in history.of("saw_anothers"):
         yield Violation("no account sees another's object", entry.data["job"], f"{entry.who} saw it")
+    for broken in {(entry.data["rule"], entry.data["job"]): entry for entry in history.of("broken")}.values():
+        yield Violation(
+            f"invariant {broken.data['rule']}", broken.data["job"], f"{broken.data['what']} at {broken.at_s} s"
+        )
     for entry in history.of("vanished"):
         yield Violation("an acknowledged POST survives", entry.data["job"], f"answered 404 at {entry.at_s} s")
     yield from _acknowledged(history, jobs)
@@ -191,7 +201,7 @@ def progress(seen: Seen) -> Iterator[Violation]:
         yield Violation("checkpoints never go back", job_id, f"{steps}, and {seen.job['last_checkpoint_step']}")
     if lost:
         yield Violation("no checkpoint is lost", job_id, "its objects were there all the time")
-    if seen.job["state"] == "completed":
+    if seen.job["state"] == "completed" and seen.job["pool"] == POOL:  # the real trainer reports some steps only
         total = seen.job["spec"]["hyperparams"]["train_steps"]
         if seen.steps != list(range(1, total + 1)):
             yield Violation("the curve has every step", job_id, f"{len(seen.steps)} of {total}")
@@ -207,6 +217,16 @@ def money(seen: Seen) -> Iterator[Violation]:
         yield Violation("the bill is the estimate", job_id, f"{paid[0]} instead of {total}")
     elif paid and (paid[0] > total or (job["state"] == "failed" and paid[0])):
         yield Violation("the bill is the estimate", job_id, f"{job['state']} and billed {paid[0]} of {total}")
+
+
+def same_models(jobs: Iterable[Seen]) -> Iterator[Violation]:
+    """The real trainer's jobs all ask for the same: their exports are the same, byte by byte, manifest by manifest."""
+    models = [
+        (str(seen.job["id"]), seen.models[0]["manifest"]) for seen in jobs if seen.job["pool"] != POOL and seen.models
+    ]
+    for job_id, manifest in models[1:]:
+        if manifest != models[0][1]:
+            yield Violation("the weights are those of an undisturbed run", job_id, f"not those of job {models[0][0]}")
 
 
 # -- what the bucket says --------------------------------------------------------------------------------------------
@@ -227,5 +247,7 @@ async def stored(storage: Storage, seen: Seen) -> Any:
             if (len(content), hashlib.sha256(content).hexdigest()) != (entry.size, entry.sha256):
                 yield Violation("a manifest matches its objects", job_id, f"{key} has other bytes")
             spec = seen.job["spec"]["hyperparams"]
+            if seen.job["pool"] != POOL:
+                continue
             if entry.rel == WEIGHTS_FILE and content != weights(spec["output_name"], spec["train_steps"]):
                 yield Violation("the weights are those of an undisturbed run", job_id, key)

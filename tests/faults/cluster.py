@@ -19,12 +19,13 @@ import psutil
 from fusion_local.processes import Processes, base_environment, kill_tree, wait_until
 from fusion_local.stack import HOST, Stack, free_port
 
+from tests.faults.engine_site import make_engine_account
 from tests.faults.proxy import Proxy
-from tests.faults.site import Site, prepare
+from tests.faults.site import Account, prepare
 
 HERE = Path(__file__).parent
 CHAIN_TRAINER, CLOCK_SHIFT = HERE / "chain_trainer.py", HERE / "clock_shift.c"
-POOL = "training"
+POOL, ENGINE_POOL = "training", "engine"
 STORES = ("postgres", "valkey", "s3")
 # A lease of seconds instead of 20, and all that goes with it in proportion.
 QUICK: dict[str, object] = {
@@ -55,7 +56,9 @@ class Cluster:
         settings: Mapping[str, object] = QUICK,
         step_s: float = 0.1,
         checkpoint_every: int = 10,
+        engine: bool = False,
     ) -> None:
+        """With `engine` there is one worker more, with the real trainer, and an api that sends jobs to it."""
         self.root = root.resolve()
         self.stack = Stack(self.root / "stack", durable=False)
         self.processes = Processes(self.root / "services")
@@ -63,6 +66,7 @@ class Cluster:
         self.apis = tuple(f"api-{number}" for number in range(apis))
         self.orchestrators = tuple(f"orchestrator-{number}" for number in range(orchestrators))
         self.workers = tuple(f"worker-{number}" for number in range(workers))
+        self.engine_api, self.engine_worker = ("api-engine", "worker-engine") if engine else ("", "")
         self._settings = dict(settings)
         self._trainer = [sys.executable, str(CHAIN_TRAINER), "--step-s", str(step_s)]
         self._trainer += ["--checkpoint-every", str(checkpoint_every)]
@@ -71,11 +75,12 @@ class Cluster:
         self._mounted: list[Path] = []
         self.can_fill_disks = os.geteuid() == 0
         self.can_shift_clocks = shutil.which("cc") is not None
-        self.site: Site
+        self.accounts: tuple[Account, ...]
+        self.engine_account: Account | None = None
 
     @property
     def services(self) -> tuple[str, ...]:
-        return (*self.apis, *self.orchestrators, *self.workers)
+        return (*self.apis, *self.orchestrators, *self.workers, *filter(None, (self.engine_api, self.engine_worker)))
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -83,7 +88,9 @@ class Cluster:
         try:
             self.proxy.__enter__()
             self.stack.start()
-            self.site = asyncio.run(prepare(self.stack, ("ada", "grace")))
+            self.accounts = asyncio.run(prepare(self.stack, ("ada", "grace")))
+            if self.engine_worker:
+                self.engine_account = make_engine_account(self.stack, self.root)
             self._customer_s3 = self.proxy.link("customer:s3", self.stack.s3_port)
             self._compile_clock_shift()
             for name in self.services:
@@ -132,30 +139,27 @@ class Cluster:
         return urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
 
     def _own_settings(self, name: str) -> dict[str, object]:
-        if name in self.workers:
-            return {
-                "pool": POOL,
-                "name": name,
-                "device": "cpu",
-                "work_dir": self._work_dir(name),
-                "trainer_command": shlex.join(self._trainer),
-                "min_free_bytes": MIN_FREE_BYTES,
-            }
+        if name in (*self.workers, self.engine_worker):
+            own = {"name": name, "device": "cpu", "work_dir": self._work_dir(name), "min_free_bytes": MIN_FREE_BYTES}
+            if name == self.engine_worker:
+                return {**own, "pool": ENGINE_POOL, "checkpoint_every_s": 0.001}
+            return {**own, "pool": POOL, "trainer_command": shlex.join(self._trainer)}
         self._ports[name] = free_port()
-        return {"port": self._ports[name], "training_pool": POOL, "requests_per_minute": 100_000}
+        pool = ENGINE_POOL if name == self.engine_api else POOL
+        return {"port": self._ports[name], "training_pool": pool, "requests_per_minute": 100_000}
 
     def _work_dir(self, name: str) -> Path:
         """A disk of its own where we may mount one, so that it can be filled."""
         folder = self.root / name
         folder.mkdir()
         if self.can_fill_disks:
-            size = f"size={DISK_BYTES}"
+            size = f"size={DISK_BYTES * (8 if name == self.engine_worker else 1)}"
             subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True, timeout=10)
             self._mounted.append(folder)
         return folder
 
     def _clock_environment(self, name: str) -> dict[str, str]:
-        if not self.can_shift_clocks or name not in self.workers:
+        if not self.can_shift_clocks or not name.startswith("worker-"):
             return {}
         file = self.root / f"{name}.clock"
         file.write_bytes(struct.pack("q", 0))
@@ -163,7 +167,8 @@ class Cluster:
 
     def _apis_ready(self) -> bool:
         try:
-            return all(httpx.get(f"{self.url(name)}/ready", timeout=6).status_code == 200 for name in self.apis)
+            apis = filter(None, (*self.apis, self.engine_api))
+            return all(httpx.get(f"{self.url(name)}/ready", timeout=6).status_code == 200 for name in apis)
         except httpx.TransportError:
             return False
 

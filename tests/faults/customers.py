@@ -2,8 +2,8 @@
 
 import random
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import httpx
 from fusion_client import Fusion
@@ -18,22 +18,33 @@ from tests.faults.site import Account
 IMPATIENT = Retries(attempts=2, first_wait_s=0.1, longest_wait_s=0.5)
 REQUEST_S = 8.0
 FOLLOW_S = 7.0  # then the other api is asked, from the last event seen
-SHARES = {"cancel": 0.08, "stop": 0.08}
+
+
+class Work(NamedTuple):
+    """What a customer asks for, about every how many seconds, and which shares it cancels, or stops and resumes."""
+
+    hyperparams: dict[str, Any]
+    every_s: float
+    most_jobs: int = 1_000_000
+    cancelled: float = 0.08
+    stopped: float = 0.08
 
 
 class Customer:
     """One account. Its threads end when `leave` is set; errors of the network are what it is there to see."""
 
-    def __init__(self, cluster: Cluster, account: Account, history: History, seed: int) -> None:
+    def __init__(
+        self, cluster: Cluster, account: Account, history: History, seed: int, work: Work, apis: Sequence[str]
+    ) -> None:
+        self.work = work
         self.account = account
         self.jobs: dict[str, str] = {}  # key -> id, of POSTs that were answered
         self.other: Customer | None = None  # into whose jobs this one pries
         self.leave = threading.Event()
         self.quiet = threading.Event()  # nothing new is asked for
         self._history = history
-        self._base_model_id = str(cluster.site.base_model_id)
         self._random = random.Random(f"{seed}:{account.name}")
-        self._clients = [self._client(cluster.customer_url(account.name, api)) for api in cluster.apis]
+        self._clients = [self._client(cluster.customer_url(account.name, api)) for api in apis]
         self._threads: list[threading.Thread] = []
         self._last: dict[str, Any] = {}
 
@@ -42,8 +53,8 @@ class Customer:
         client._transport.http.timeout = httpx.Timeout(REQUEST_S, connect=3.0)
         return client
 
-    def start(self, submit_every_s: float, steps: int) -> None:
-        self._submitting = self._spawn(lambda: self._submit_for_ever(submit_every_s, steps))
+    def start(self) -> None:
+        self._submitting = self._spawn(self._submit_for_ever)
         self._spawn(self._look_for_ever)
 
     def stop(self) -> None:
@@ -71,20 +82,21 @@ class Customer:
 
     # -- asking for things ---------------------------------------------------------------------------------------------
 
-    def _submit_for_ever(self, every_s: float, steps: int) -> None:
+    def _submit_for_ever(self) -> None:
         number = 0
-        while not self.quiet.wait(every_s * self._random.uniform(0.5, 1.5)):
+        while not self.quiet.is_set() and number < self.work.most_jobs:
             number += 1
-            self.submit(f"{self.account.name}-{number}", steps)
+            self.submit(f"{self.account.name}-{number}")
             if self._random.random() < 0.3:
-                self._repeat(steps)
+                self._repeat()
+            self.quiet.wait(self.work.every_s * self._random.uniform(0.5, 1.5))
 
-    def submit(self, key: str, steps: int) -> str | None:
+    def submit(self, key: str) -> str | None:
         """POST until it is answered, by whichever api; None when we left before."""
         while not self.leave.is_set():
             number = self._random.randrange(len(self._clients))
             try:
-                job = self._clients[number].submit(self._body(key, steps), key)
+                job = self._clients[number].submit(self._body(key), key)
             except ApiError as error:
                 self._note("submit_refused", key=key, status=error.status, code=error.code, api=number)
                 self.leave.wait(0.3)
@@ -102,20 +114,21 @@ class Customer:
         self._spawn(lambda: self._follow(job_id))
         self._perhaps_end(job_id)
 
-    def _body(self, key: str, steps: int) -> dict[str, Any]:
-        hyperparams = {"train_steps": steps, "output_name": key}
-        ids = {"base_model_id": self._base_model_id, "dataset_id": str(self.account.dataset_id)}
+    def _body(self, key: str) -> dict[str, Any]:
+        hyperparams = {"output_name": key, **self.work.hyperparams}
+        ids = {"base_model_id": str(self.account.base_model_id), "dataset_id": str(self.account.dataset_id)}
         return {"type": "train", "hyperparams": hyperparams, **ids}
 
-    def _repeat(self, steps: int) -> None:
-        self.submit(self._random.choice(list(self.jobs)), steps)
+    def _repeat(self) -> None:
+        if self.jobs:
+            self.submit(self._random.choice(list(self.jobs)))
 
     def _perhaps_end(self, job_id: str) -> None:
         """Some jobs are cancelled or stopped on their way, and the stopped ones resumed."""
         chance, wait_s = self._random.random(), self._random.uniform(0.0, 6.0)
-        if chance < SHARES["cancel"]:
+        if chance < self.work.cancelled:
             self._spawn(lambda: self._later(wait_s, job_id, "cancel_job"))
-        elif chance < SHARES["cancel"] + SHARES["stop"]:
+        elif chance < self.work.cancelled + self.work.stopped:
             self._spawn(lambda: self._stop_and_resume(wait_s, job_id))
 
     def _later(self, wait_s: float, job_id: str, call: str) -> None:

@@ -29,9 +29,10 @@ class Targets(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, cluster: Cluster) -> "Targets":
+        workers = tuple(name for name in cluster.services if name.startswith("worker-"))
         missing = {"disk_full": not cluster.can_fill_disks, "clock_jump": not cluster.can_shift_clocks}
         kinds = tuple(kind for kind in KINDS if not missing.get(kind))
-        return cls(cluster.services, cluster.workers, tuple(sorted(cluster.proxy.links)), kinds)
+        return cls(cluster.services, workers, tuple(sorted(cluster.proxy.links)), kinds)
 
     def s3_links(self) -> tuple[str, ...]:
         return tuple(link for link in self.links if link.endswith(":s3"))

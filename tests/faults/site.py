@@ -1,6 +1,7 @@
 """What jobs need before there are any: accounts with keys, a base model and a dataset, straight into the stores."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -24,30 +25,39 @@ CONFIG = {
 
 
 class Account(NamedTuple):
-    """A customer: its key, and a dataset of its own."""
+    """A customer: its key, a dataset of its own, and the base model that its jobs grow."""
 
     name: str
     id: UUID
     secret: str
     dataset_id: UUID
-
-
-class Site(NamedTuple):
     base_model_id: UUID
-    accounts: tuple[Account, ...]
 
 
-async def prepare(stack: Stack, names: tuple[str, ...]) -> Site:
-    """Migrate, and make the base model and the accounts."""
+async def prepare(stack: Stack, names: tuple[str, ...]) -> tuple[Account, ...]:
+    """Migrate, and make accounts whose base model has no weights: for trainers that read none."""
     await migrate(stack.database_url())
     connection = await connect(stack.database_url(), application_name="faults")
     try:
         async with Storage(stack.settings()) as storage:
             base_model_id = await _base_model(connection, storage)
-            accounts = [await _account(connection, storage, name) for name in names]
+            rows = {"train": [{"text": "train"}], "heldout": [{"text": "heldout"}]}
+            accounts = [await _account(connection, storage, name, base_model_id, rows) for name in names]
     finally:
         await connection.close()
-    return Site(base_model_id, tuple(accounts))
+    return tuple(accounts)
+
+
+async def prepare_engine(stack: Stack, name: str, base_model_id: UUID, texts: Sequence[str]) -> Account:
+    """An account for the real trainer, with text to learn."""
+    rows = [{"text": text} for text in texts]
+    split = {"train": rows[: -len(rows) // 10], "heldout": rows[-len(rows) // 10 :]}
+    connection = await connect(stack.database_url(), application_name="faults")
+    try:
+        async with Storage(stack.settings()) as storage:
+            return await _account(connection, storage, name, base_model_id, split)
+    finally:
+        await connection.close()
 
 
 async def _put(storage: Storage, key: str, content: bytes) -> FileEntry:
@@ -79,7 +89,13 @@ async def _base_model(connection: Connection, storage: Storage) -> UUID:
     return base_model_id
 
 
-async def _account(connection: Connection, storage: Storage, name: str) -> Account:
+async def _account(
+    connection: Connection,
+    storage: Storage,
+    name: str,
+    base_model_id: UUID,
+    rows: Mapping[str, Sequence[Mapping[str, str]]],
+) -> Account:
     account = await queries.insert_account(connection, name=name)
     secret = new_secret()
     await queries.insert_api_key(
@@ -92,9 +108,9 @@ async def _account(connection: Connection, storage: Storage, name: str) -> Accou
         expires_at=None,
     )
     dataset = await queries.insert_dataset(connection, account_id=account["id"], name="rows")
-    for split in ("train", "heldout"):
+    for split, held in rows.items():
         key = f"jobs/{dataset['id']}/{split}-00000.jsonl"
-        file = await _put(storage, key, b'{"text": "%s"}\n' % split.encode())
+        file = await _put(storage, key, b"".join(msgspec.json.encode(row) + b"\n" for row in held))
         await queries.insert_shard(
             connection,
             dataset_id=dataset["id"],
@@ -102,8 +118,11 @@ async def _account(connection: Connection, storage: Storage, name: str) -> Accou
             ordinal=0,
             s3_key=key,
             bytes=file.size,
-            rows=1,
+            rows=len(held),
             sha256=file.sha256,
         )
-    await queries.dataset_ready(connection, dataset_id=dataset["id"], shard_count=2, bytes=40, rows=2, heldout_rows=1)
-    return Account(name, account["id"], secret, dataset["id"])
+    count, heldout = sum(map(len, rows.values())), len(rows["heldout"])
+    await queries.dataset_ready(
+        connection, dataset_id=dataset["id"], shard_count=2, bytes=40, rows=count, heldout_rows=heldout
+    )
+    return Account(name, account["id"], secret, dataset["id"], base_model_id)

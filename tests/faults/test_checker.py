@@ -11,6 +11,7 @@ from fusion_core.money import DEFAULT_PRICES, estimate_train
 
 from tests.faults import checker
 from tests.faults.checker import Seen, Violation
+from tests.faults.cluster import POOL
 from tests.faults.history import History
 
 JOB, MODEL, FIRST, SECOND = (UUID(int=number) for number in range(1, 5))
@@ -37,6 +38,7 @@ def a_job() -> Seen:
     job: dict[str, Any] = {
         "id": JOB,
         "state": "completed",
+        "pool": POOL,
         "idempotency_key": "key",
         "event_seq": len(events),
         "lease_epoch": 2,
