@@ -33,6 +33,7 @@ bench: install ## the measurements, each printing a ratio
 	$(BIN)/python bench/pickup.py
 	$(BIN)/python bench/dataset_memory.py
 	$(BIN)/python bench/api.py
+	$(BIN)/python bench/control_plane.py
 	$(BIN)/python bench/quality.py
 
 clean: ## forget .venv and caches; .fusion and its data stay
