@@ -13,7 +13,8 @@ from fusion_core.states import FAILING_WORKER_LIMIT
 
 RULE = "rule:failing-worker"
 GPU_FAULT = "gpu_fault"
-SHARED_CAUSES = frozenset({"inputs_unavailable", "upload_failed"})  # S3 fails every worker at once
+# What is in S3, or not, every worker finds alike.
+SHARED_CAUSES = frozenset({"storage_unavailable", "inputs_unavailable", "upload_failed"})
 
 
 async def blame(conn: Connection, job: JobRow, code: str) -> None:
@@ -31,8 +32,10 @@ async def blame(conn: Connection, job: JobRow, code: str) -> None:
 
 
 async def blame_gpu(conn: Connection, job: JobRow, message: str) -> None:
-    """A device that reports a fault of its own gets no second job."""
-    if job.lease_owner is not None:
+    """A device that reports a fault gets no second job; where a second one reports one with that job, it is the job."""
+    if job.lease_owner is None:
+        return
+    if not await queries.struck_elsewhere(conn, job_id=job.id, worker_id=job.lease_owner, code=GPU_FAULT):
         await _drain(conn, job.lease_owner, f"GPU fault in job {job.id}: {message[:500]}")
 
 

@@ -55,6 +55,8 @@ class AttemptRunner:
         self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
         self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
         self._trainer: TrainerProcess | None = None
+        self.crash_code: str | None = None
+        """Of the crash that ended the attempt, if one did."""
         pool, settings = machine.pool, machine.settings
         self._heartbeat = Heartbeat(pool, settings, attempt, self._run_dir, machine.metrics)
         self._uploader = CheckpointUploader(pool, machine.storage, settings, attempt, machine.metrics)
@@ -263,15 +265,18 @@ class AttemptRunner:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._machine.settings.drain_grace_s):
                 await self._uploader.drained()
+        await self._crash(code, message)
+
+    async def _crash(self, code: str, message: str) -> None:
+        self.crash_code = code
         self._machine.metrics.crashed(code)
         await self._persist(attempts.crash, code, message)
 
     async def _report_crash(self, error: Exception) -> None:
         code, message = crash_reason.of_daemon(error)
-        self._machine.metrics.crashed(code)
         log.error("attempt_crashed", code=code, error=repr(error), exc_info=error)
         shutil.rmtree(self._run_dir, ignore_errors=True)
         try:
-            await self._persist(attempts.crash, code, message)
+            await self._crash(code, message)
         except Exception as unreported:  # noqa: BLE001 - the lease will run out and say it for us
             log.warning("crash_not_reported", error=repr(unreported))

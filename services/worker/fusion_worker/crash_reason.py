@@ -13,8 +13,10 @@ from fusion_worker.uploads import UploadFailedError, first_of
 _MESSAGE_CHARACTERS = 500
 # What a device or its driver says when it is broken. Messages of the CUDA runtime are listed in the documentation of
 # cudaError_t, Xid numbers in NVIDIA's "XID Errors".
+# Only at the head of an exception's own line, or of the driver's: anywhere else it may be a row of the customer's.
 _GPU_FAULT = re.compile(
-    r"uncorrectable ECC|\bXid\b|fallen off the bus|GPU is lost|CUDA error: (?P<cuda>[^\n]*)|CUDNN_STATUS_INTERNAL_ERROR"
+    r"(?:\[rank\d+\]: ?)?[\w.]*Error: (?:CUDA error: (?P<cuda>.*)|.*CUDNN_STATUS_INTERNAL_ERROR|.*GPU is lost)"
+    r"|NVRM: .*(?:\bXid\b|fallen off the bus)"
 )
 # Those of the runtime that a program's own mistake, or a row that it should have refused, causes on a sound device.
 _OF_PROGRAM = re.compile(
@@ -63,5 +65,5 @@ def _exit_of(returncode: int | None) -> str:
 
 
 def _is_gpu_fault(line: str) -> bool:
-    found = _GPU_FAULT.search(line)
+    found = _GPU_FAULT.match(line)
     return found is not None and not (found["cuda"] and _OF_PROGRAM.search(found["cuda"]))

@@ -16,6 +16,7 @@ from uuid import uuid4
 import structlog
 from fusion_core import tracing
 from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db.failing_workers import SHARED_CAUSES
 from fusion_core.db.pool import POSTGRES_AWAY, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
@@ -25,6 +26,7 @@ from fusion_worker.attempt import AttemptRunner, Machine
 from fusion_worker.doorbell import Doorbell
 from fusion_worker.input_cache import InputCache
 from fusion_worker.metrics import Metrics
+from fusion_worker.readiness import Readiness
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.slot import Slot
 from fusion_worker.trainer_process import kill_strays
@@ -68,7 +70,8 @@ class Daemon:
             storage = await stack.enter_async_context(Storage(self._settings))
             cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)
             self._machine = Machine(pool, storage, cache, self._settings, self.metrics)
-            self._slot = Slot(pool, self._claimer, self._settings)
+            self._readiness = Readiness(self._settings, storage)
+            self._slot = Slot(pool, self._claimer, self._settings, self._readiness)
             self._doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
             async with _running(self._doorbell.run()), _running(self._report_for_ever()):
                 log.info("worker_ready", worker_id=str(self._claimer.worker_id), pool=self._settings.pool)
@@ -142,6 +145,7 @@ class Daemon:
                 with self.metrics.attempts.labels(job.type).time(), _traced(job):
                     await self._runner.run()
             finally:
+                self._readiness.attempt_ended(doubts_storage=self._runner.crash_code in SHARED_CAUSES)
                 self._runner = None
                 self._attempt_now = None
                 self.metrics.attempt_ended()

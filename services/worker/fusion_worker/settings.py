@@ -46,6 +46,8 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """Where /metrics answers for Prometheus; 0: nowhere."""
     metrics_host: str = "127.0.0.1"
     """The address that /metrics listens on."""
+    max_gpu_bytes_in_use: int = 2**30
+    """With more of a device's memory in use, by a trainer not quite gone or by somebody else, no job is claimed."""
     trainer_command: str = ""
     """Overrides how trainers are launched; the run directory is appended."""
     trainer_user: str = ""

@@ -1,10 +1,8 @@
 """The slot: idle or holding one claimed job, whoever offers it first."""
 
 import asyncio
-import shutil
 from collections import deque
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import structlog
@@ -14,6 +12,7 @@ from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.pool import POSTGRES_AWAY, Connection, Pool
 from fusion_core.db.rows import JobRow
 
+from fusion_worker.readiness import Readiness
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -23,10 +22,11 @@ Claim = Callable[[Connection, UUID], Awaitable[JobRow | None]]
 class Slot:
     """Doorbell and poll both claim through here, so that never two jobs are held."""
 
-    def __init__(self, pool: Pool, claimer: Claimer, settings: WorkerSettings) -> None:
+    def __init__(self, pool: Pool, claimer: Claimer, settings: WorkerSettings, readiness: Readiness) -> None:
         self._pool = pool
         self._claimer = claimer
         self._settings = settings
+        self._readiness = readiness
         self._lock = asyncio.Lock()
         self._claimed: asyncio.Queue[tuple[JobRow, Attempt]] = asyncio.Queue()
         self._unanswered: deque[UUID] = deque(maxlen=10)  # claims that may have been made without our knowing
@@ -49,7 +49,7 @@ class Slot:
 
     async def _claim(self, claim: Claim) -> bool:
         async with self._lock:
-            if not self.takes_jobs or not self._has_space():
+            if not self.takes_jobs or not await self._readiness.ready():
                 return False
             unanswered, attempt_id = tuple(self._unanswered), uuid4()
             self._unanswered.append(attempt_id)  # also when this is cancelled on its way
@@ -69,13 +69,6 @@ class Slot:
             assert job.attempt_id is not None
             self._claimed.put_nowait((job, Attempt(job.id, job.lease_epoch, job.attempt_id)))
             return True
-
-    def _has_space(self) -> bool:
-        free = shutil.disk_usage(Path(self._settings.work_dir)).free
-        if free < self._settings.min_free_bytes:
-            log.warning("disk_nearly_full", free_bytes=free, needed_bytes=self._settings.min_free_bytes)
-            return False
-        return True
 
     async def settled(self) -> bool:
         """Whether a job is held, once a claim that is under way has been answered."""

@@ -56,9 +56,6 @@ def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
 
 def environment(settings: WorkerSettings, run_dir: Path) -> dict[str, str]:
     """All that a trainer and its children see of the daemon's environment."""
-    allowed = {
-        name: value for name, value in os.environ.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
-    }
     threads = str(settings.threads)
     fixed = {
         RUN_DIR_VARIABLE: str(run_dir),
@@ -72,7 +69,16 @@ def environment(settings: WorkerSettings, run_dir: Path) -> dict[str, str]:
     }
     if settings.device == "cpu":
         fixed["CUDA_VISIBLE_DEVICES"] = ""
-    return allowed | fixed
+    return _inherited() | fixed
+
+
+def visible_devices() -> str | None:
+    """CUDA_VISIBLE_DEVICES of the trainers that this daemon starts; None: all of the machine."""
+    return _inherited().get("CUDA_VISIBLE_DEVICES")
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)}
 
 
 class TrainerProcess:

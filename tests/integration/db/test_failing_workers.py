@@ -123,3 +123,11 @@ async def test_the_last_crash_of_a_job_still_drains_a_gpu_that_reported_a_fault(
     assert (await world.job(job_id)).state == "failed"
     assert await drained(world, claimer) is not None
     assert await failures(world, [claimer]) == [0]
+
+
+async def test_a_job_that_reports_broken_gpus_everywhere_drains_one_worker(world: Any) -> None:
+    fleet = [await worker(world) for _ in range(3)]
+    job_id = (await world.train()).id
+    for claimer in fleet:
+        await crash(world, claimer, job_id, "gpu_fault")
+    assert [await drained(world, claimer) is not None for claimer in fleet] == [True, False, False]

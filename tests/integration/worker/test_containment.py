@@ -1,10 +1,15 @@
 """What goes wrong stays small: trainers that hang are found, explained and killed, and the next job runs."""
 
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+
 import pytest
-from fusion_worker import stall_watch
+from fusion_worker import readiness, stall_watch
 from fusion_worker.settings import WorkerSettings
 
-from .conftest import Site, Start, alive, family_of
+from .conftest import Site, Start, alive, family_of, until
 
 
 async def test_a_trainer_that_hangs_is_killed_explained_and_resumed(
@@ -49,15 +54,85 @@ async def test_a_trainer_that_does_not_leave_when_it_is_done_costs_a_minute_and_
     assert (await site.reaches(job_id, "completed")).retries == 0
 
 
-async def test_a_broken_gpu_drains_its_worker_and_another_finishes_the_job(
+async def test_a_broken_gpu_drains_its_worker_and_another_finishes_the_jobs(
     site: Site, start_daemon: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    job_id = await site.train("broken")
+    struck, spared = await site.train("broken"), await site.train()
+    await site.pool.execute("update jobs set not_before = now() + interval '1 hour' where id = $1", spared)
     await start_daemon(name="struck")
-    (interrupted,) = await site.has_event(job_id, "interrupted")
+    (interrupted,) = await site.has_event(struck, "interrupted")
     assert interrupted["code"] == "gpu_fault"
     reason = await site.pool.fetchval("select drain_reason from workers where name = 'struck'")
     assert "uncorrectable ECC" in reason
+    await site.be_due(struck)
+    await site.be_due(spared)
+    await asyncio.sleep(1)  # several looks of the drained worker
+    assert {(await site.job(job_id)).state for job_id in (struck, spared)} == {"queued"}
     await start_daemon(name="sound", work_dir=str(tmp_path_factory.mktemp("sound")))
-    await site.be_due(job_id)
+    for job_id in (struck, spared):
+        await site.reaches(job_id, "completed")
+
+
+async def test_a_worker_that_fails_every_job_is_drained_and_its_jobs_are_done_elsewhere(
+    site: Site, start_daemon: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    jobs = [await site.train() for _ in range(4)]
+    await start_daemon(name="bad", trainer_command=shlex.join([sys.executable, "-c", "raise SystemExit('bad')"]))
+
+    async def drained() -> bool:
+        return bool(await site.pool.fetchval("select drain_requested_at is not null from workers"))
+
+    await until(drained, "the worker is drained")
+    assert await site.pool.fetchval("select failures from workers") == 3
+    reason = await site.pool.fetchval("select drain_reason from workers")
+    assert reason.startswith("three jobs in a row crashed here: ")
+    await start_daemon(name="good", work_dir=str(tmp_path_factory.mktemp("good")))
+    for job_id in jobs:
+        await site.be_due(job_id)
+        await site.reaches(job_id, "completed")
+    assert (await site.job(jobs[3])).retries == 0  # it never met the bad one
+
+
+async def test_a_poison_job_drains_no_worker_of_a_fleet_and_the_others_go_on(
+    site: Site, start_daemon: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for number in range(3):
+        await start_daemon(name=str(number), work_dir=str(tmp_path_factory.mktemp("fleet")))
+    poison, others = await site.train("crash"), [await site.train() for _ in range(3)]
+    for crash in (1, 2):
+        await site.has_event(poison, "interrupted", crash)
+        await site.be_due(poison)
+    await site.reaches(poison, "failed")
+    for job_id in others:
+        await site.reaches(job_id, "completed")
+    rows = await site.pool.fetch("select failures, drain_requested_at from workers")
+    assert [tuple(row) for row in rows] == [(0, None)] * 3
+
+
+async def test_no_job_is_claimed_before_the_devices_memory_is_back(
+    site: Site, start_daemon: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, tool = tmp_path / "used", tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat {used}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(readiness, "NVIDIA_SMI", str(tool))
+    used.write_text("3\n40960\n")
+    job_id = await site.train()
+    await start_daemon(device="cuda")
+    await asyncio.sleep(1)
+    assert (await site.job(job_id)).state == "queued"
+    used.write_text("3\n4\n")
     await site.reaches(job_id, "completed")
+
+
+@pytest.mark.parametrize("said", ["", "[N/A]\n"])
+async def test_a_driver_that_does_not_say_what_is_in_use_keeps_no_job_waiting(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(readiness, "NVIDIA_SMI", str(tool))
+    assert await readiness.memory_in_use() is None
+    monkeypatch.setattr(readiness, "NVIDIA_SMI", str(tmp_path / "absent"))
+    assert await readiness.memory_in_use() is None

@@ -99,6 +99,23 @@ async def test_a_drain_is_on_time_although_an_upload_hangs(
     assert await site.has_event(job_id, "interrupted") == [{"reason": "drain", "resume_step": 0}]
 
 
+async def test_a_worker_that_cannot_reach_s3_takes_no_second_job(
+    site: Site, start_daemon: Start, proxy: Proxy, endpoint: str
+) -> None:
+    await asyncio.to_thread(proxy.set, "s3", Fault(Kind.CUT))
+    first = await site.train()
+    await start_daemon(s3_endpoint=endpoint)
+    assert (await site.has_event(first, "interrupted"))[0]["code"] == "storage_unavailable"
+    second = await site.train()
+    await site.be_due(first)
+    await asyncio.sleep(1)  # several looks
+    assert [(await site.job(job_id)).state for job_id in (first, second)] == ["queued", "queued"]
+    assert await site.pool.fetchval("select failures from workers") == 0
+    await asyncio.to_thread(proxy.heal)
+    for job_id in (first, second):
+        await site.reaches(job_id, "completed")
+
+
 async def test_a_large_file_goes_up_in_parts_and_reads_back_the_same(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from fusion_worker.uploads import UploadFailedError
         ("NVRM: Xid (PCI:0000:1a:00): 79, GPU has fallen off the bus.", "gpu_fault"),
         ("RuntimeError: CUDA error: device-side assert triggered", "trainer_crashed"),
         ("RuntimeError: CUDA error: an illegal memory access was encountered", "trainer_crashed"),
+        ("[rank3]: torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered", "gpu_fault"),
+        ("ValueError: bad row 'RuntimeError: CUDA error: unspecified launch failure'", "trainer_crashed"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "trainer_crashed"),
         ("RuntimeError: CUDA error: out of memory", "trainer_crashed"),
         ("fusion_engine: disk_full: writing /x failed", "disk_full"),

@@ -6,6 +6,11 @@ insert into worker_crashes (worker_id, job_id, subject, code)
 select id, :job_id, :subject, :code from workers where id = :worker_id
 on conflict do nothing;
 
+-- name: struck_elsewhere(job_id, worker_id, code)$
+select exists (
+    select from worker_crashes where job_id = :job_id and worker_id <> :worker_id and code = :code
+);
+
 -- name: count_failures(worker_id)$
 update workers set failures = (select count(distinct subject) from worker_crashes where worker_id = :worker_id)
 where id = :worker_id
