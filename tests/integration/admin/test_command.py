@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fusion_core.db import webhooks
+from fusion_core.db.waiting import REASONS
 from fusion_local.stack import HOST, free_port
 from fusion_orchestrator.admin.server import serving_admin
 from fusion_orchestrator.admin_cli import app as command
@@ -106,6 +107,11 @@ def test_the_page_has_every_endpoint_and_every_command(app: Litestar) -> None:
     commands = {one.name or one.callback.__name__ for one in command.registered_commands if one.callback is not None}
     shown = set(re.findall(r"^fusion-admin (\w+)", PAGE, re.MULTILINE))
     assert commands - shown == {"migrate", "prune", "retention"}, "docs/operations.md has those"
+
+
+def test_the_page_says_what_to_do_about_every_reason_to_wait() -> None:
+    table = PAGE.split("| waits for |", 1)[1].split("\n\n", 1)[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == REASONS
 
 
 async def test_json_is_what_the_endpoint_answers(world: World, run: Run) -> None:

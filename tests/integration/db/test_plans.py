@@ -51,6 +51,10 @@ OF_METRICS = (
     "jobs_by_state", "pool_demand", "holds", "overdue_leases", "checkpoint_ages", "workers_by_state", "outbox_depth",
     "webhook_backlog",
 )  # fmt: skip
+OF_OPERATORS = (
+    "operator_token_by_hash", "admin_overview", "list_pauses", "admin_jobs", "admin_job", "last_events",
+    "attempts_of_job", "admin_leases", "admin_workers", "admin_queues", "webhook_endpoints_behind", "undelivered", "list_audit",
+)  # fmt: skip
 FILL = """
 set session_replication_role = replica;  -- neither triggers nor foreign keys: rows alone
 insert into accounts (name) select 'account ' || n from generate_series(1, 50) n;
@@ -135,7 +139,7 @@ async def whole_tables_of_any_call(connection: Any, name: str) -> set[str]:
 
 async def test_no_hot_query_reads_a_whole_table(filled: Any) -> None:
     await filled.execute("set plan_cache_mode = force_generic_plan")
-    names = (*OF_CUSTOMERS, *OF_WORKERS, *OF_WEBHOOKS, *OF_METRICS)
+    names = (*OF_CUSTOMERS, *OF_WORKERS, *OF_WEBHOOKS, *OF_METRICS, *OF_OPERATORS)
     faults = {name: await whole_tables_of_any_call(filled, name) for name in names}
     await filled.execute("reset plan_cache_mode")
     assert {name: found for name, found in faults.items() if found} == {}

@@ -42,17 +42,20 @@ select
 -- name: list_pauses(limit)
 select * from dispatch_pauses order by id desc limit :limit;
 
--- name: admin_jobs(job_id, state, pool, account_id, after, limit)
+-- name: admin_jobs(state, pool, account_id, after, limit)
 -- Jobs of every account and type, the newest first, and what keeps each queued one from being claimed.
-select j.*, a.name as account_name, w.name as worker_name,
-    waits_for(j) as waits_for
+select j.*, a.name as account_name, w.name as worker_name, waits_for(j) as waits_for
 from jobs j
 join accounts a on a.id = j.account_id
-left join workers w on w.id = j.lease_owner
-where (:job_id::uuid is null or j.id = :job_id) and (:state::text is null or j.state = :state)
-    and (:pool::text is null or j.pool = :pool) and (:account_id::uuid is null or j.account_id = :account_id)
-    and (:after::uuid is null or j.id < :after)
+left join lateral (select name from workers where id = j.lease_owner limit 1) w on true
+where j.id < coalesce(:after::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+    and (:state::text is null or j.state = :state) and (:pool::text is null or j.pool = :pool)
+    and (:account_id::uuid is null or j.account_id = :account_id)
 order by j.id desc limit :limit;
+
+-- name: admin_job(job_id)^
+select j.*, a.name as account_name, w.name as worker_name, waits_for(j) as waits_for
+from jobs j join accounts a on a.id = j.account_id left join workers w on w.id = j.lease_owner where j.id = :job_id;
 
 -- name: last_events(job_id, limit)
 select seq, type, data, attempt_id, created_at from job_events
@@ -67,7 +70,8 @@ where job_id = :job_id and type in ('claimed', 'interrupted') order by seq desc 
 select j.id, j.account_id, j.type, j.pool, j.phase, j.lease_owner as worker_id, w.name as worker_name,
     w.seen_at as worker_seen_at, j.lease_epoch, j.attempt_id, j.claimed_at, j.lease_expires_at,
     extract(epoch from now() - j.claimed_at)::float8 as age_s, j.lease_expires_at < now() as expired
-from jobs j left join workers w on w.id = j.lease_owner
+from jobs j
+left join lateral (select name, seen_at from workers where id = j.lease_owner limit 1) w on true
 where j.state = 'running' and (:pool::text is null or j.pool = :pool) and (:after::uuid is null or j.id < :after)
 order by j.id desc limit :limit;
 

@@ -91,26 +91,23 @@ async def list_jobs(
     pool: Annotated[str | None, QueryParameter(max_length=64)] = None,
     account: Annotated[UUID | None, QueryParameter()] = None,
 ) -> Response[list[AdminJob]]:
-    rows = queries.admin_jobs(
-        service.pool, job_id=None, state=job_state, pool=pool, account_id=account, after=after, limit=limit
-    )
+    rows = queries.admin_jobs(service.pool, state=job_state, pool=pool, account_id=account, after=after, limit=limit)
     return page(request, [of_row(AdminJob, row) async for row in rows], limit)
 
 
 @get("/jobs/{job_id:uuid}", guards=[viewer], summary="A job with its lease, attempts, last events and checkpoints")
 async def get_job(job_id: FromPath[UUID], service: NamedDependency[Service]) -> AdminJobDetail:
     pool = service.pool
-    found = {"job_id": job_id, "state": None, "pool": None, "account_id": None, "after": None, "limit": 1}
-    rows = [row async for row in queries.admin_jobs(pool, **found)]
-    if not rows:
+    row = await queries.admin_job(pool, job_id=job_id)
+    if row is None:
         raise not_found("job")
     attempts = queries.attempts_of_job(pool, job_id=job_id, limit=ATTEMPTS_SHOWN)
     events = queries.last_events(pool, job_id=job_id, limit=EVENTS_SHOWN)
     checkpoints = queries.list_checkpoints(pool, job_id=job_id, after=None, limit=CHECKPOINTS_SHOWN)
     return of_row(
         AdminJobDetail,
-        rows[0],
-        attempts=[of_row(Event, row) async for row in attempts],
-        events=[of_row(Event, row) async for row in events],
-        checkpoints=[of_row(AdminCheckpoint, row) async for row in checkpoints],
+        row,
+        attempts=[of_row(Event, one) async for one in attempts],
+        events=[of_row(Event, one) async for one in events],
+        checkpoints=[of_row(AdminCheckpoint, one) async for one in checkpoints],
     )
