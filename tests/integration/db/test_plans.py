@@ -53,7 +53,8 @@ OF_METRICS = (
 )  # fmt: skip
 OF_OPERATORS = (
     "operator_token_by_hash", "admin_overview", "list_pauses", "admin_jobs", "admin_job", "last_events",
-    "attempts_of_job", "admin_leases", "admin_workers", "admin_queues", "webhook_endpoints_behind", "undelivered", "list_audit",
+    "attempts_of_job", "admin_leases", "admin_workers", "admin_queues", "webhook_endpoints_behind",
+    "undelivered", "list_audit",
 )  # fmt: skip
 FILL = """
 set session_replication_role = replica;  -- neither triggers nor foreign keys: rows alone
