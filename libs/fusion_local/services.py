@@ -22,7 +22,7 @@ from rich.console import Console
 
 from fusion_local.processes import ENDING_SIGNALS, base_environment, kill_leftovers, wait_until
 from fusion_local.run_lock import RunLock
-from fusion_local.stack import HOST, Stack, free_port, free_ports, write_private
+from fusion_local.stack import HOST, Service, Stack, free_port, free_ports, write_private
 
 TRAINING_POOL, INGEST_POOL = "local", "cpu"
 TRAINER, READER = "worker-training", "worker-cpu"
@@ -87,11 +87,11 @@ class LocalFusion:
             "webhook_allow_private": f"{HOST},localhost",
         }
         with self._step(f"api on {url}"):
-            self._service("api", "fusion_api", {"port": port, "training_pool": TRAINING_POOL} | webhooks)
+            self._service("api", "api", {"port": port, "training_pool": TRAINING_POOL} | webhooks)
             self._wait_for("the api", f"{url}/ready")
         with self._step("orchestrator"):
             health, admin = free_ports(2)
-            self._service("orchestrator", "fusion_orchestrator", {"port": health, "admin_port": admin} | webhooks)
+            self._service("orchestrator", "orchestrator", {"port": health, "admin_port": admin} | webhooks)
             self._wait_for("the orchestrator", f"http://{HOST}:{health}/ready")
         with self._step("one training slot and one CPU slot"):
             self.start_worker(TRAINER, TRAINING_POOL)
@@ -113,10 +113,10 @@ class LocalFusion:
         saved.write_text(str(port))
         return port
 
-    def _service(self, name: str, module: str, settings: dict[str, object]) -> None:
+    def _service(self, name: str, service: Service, settings: dict[str, object]) -> None:
         own = {f"FUSION_{key.upper()}": str(value) for key, value in settings.items()}
-        env = base_environment() | self.stack.environment() | {"FUSION_LOG_FORMAT": "json"} | own
-        self.stack.processes.start(name, [sys.executable, "-m", module], env=env)
+        env = base_environment() | self.stack.environment(service=service) | {"FUSION_LOG_FORMAT": "json"} | own
+        self.stack.processes.start(name, [sys.executable, "-m", f"fusion_{service}"], env=env)
 
     def start_worker(self, name: str, pool: str) -> None:
         settings = {
@@ -128,7 +128,7 @@ class LocalFusion:
             "checkpoint_every_s": CHECKPOINT_EVERY_S,
             "drain_grace_s": 15,
         }
-        self._service(name, "fusion_worker", settings)
+        self._service(name, "worker", settings)
 
     def _wait_for(self, what: str, url: str) -> None:
         def ready() -> bool:

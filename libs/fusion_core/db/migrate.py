@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from fusion_core.db.pool import connect, queries
+from fusion_core.db.roles import grant_roles
 from fusion_core.money import DEFAULT_PRICES
 from fusion_core.settings import SettingsError, read_setting
 
@@ -23,7 +24,7 @@ class MigrationChangedError(RuntimeError):
 
 
 async def migrate(url: str) -> list[str]:
-    """Bring the schema up to date; answers the names applied now.
+    """Bring the schema and the services' rights up to date; answers the names applied now.
 
     The advisory lock lives as long as the transaction, so a pooler in front of Postgres does no harm.
     Raises MigrationChangedError.
@@ -49,6 +50,7 @@ async def migrate(url: str) -> list[str]:
                 elif applied[path.name] != sha256:
                     raise MigrationChangedError(f"{path.name} was changed after it was applied; add a new migration")
             await queries.insert_prices(connection, version=1, price_table=DEFAULT_PRICES)
+            await grant_roles(connection)
     finally:
         await connection.close()
     return applied_now

@@ -19,6 +19,7 @@ from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_http.request_context import RequestContext
+from fusion_local.stack import Stack
 
 from .documented import check_documented
 
@@ -144,8 +145,12 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 
 @pytest.fixture
-async def http(common_settings: CommonSettings, storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings), webhook_key="test-key-" * 4))
+async def http(
+    stack: Stack, database_name: str, common_settings: CommonSettings, storage: Storage
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The API, with its own rights in the database."""
+    own = {"database_url": stack.database_url(database_name, "api"), "webhook_key": "test-key-" * 4}
+    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings) | own))
     transport = httpx.ASGITransport(RequestContext(app, watch=app.state.metrics.answered), raise_app_exceptions=False)  # type: ignore[arg-type]
     hooks = {"response": [check_documented]}
     client = httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30, event_hooks=hooks)

@@ -16,6 +16,7 @@ from fusion_core.job_spec import IngestSpec
 from fusion_core.settings import CommonSettings
 from fusion_core.trainer_protocol import FileEntry
 from fusion_core.webhooks import EVENT_TYPES
+from fusion_local.stack import Stack
 from fusion_orchestrator.doorbell import QUEUE_PREFIX, connect_redis
 from fusion_orchestrator.settings import OrchestratorSettings
 
@@ -119,11 +120,12 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-def settings(common_settings: CommonSettings, redis_url: str) -> OrchestratorSettings:
-    """Sweeps are slow here unless a test makes them fast, so that what NOTIFY does is seen."""
-    return OrchestratorSettings(
-        **msgspec.structs.asdict(common_settings), redis_url=redis_url, sweep_s=30, sweep_gap_s=90
-    )
+def settings(stack: Stack, database_name: str, common_settings: CommonSettings, redis_url: str) -> OrchestratorSettings:
+    """With the orchestrator's rights in the database. Sweeps are slow here unless a test makes them fast, so that what
+    NOTIFY does is seen."""
+    own = msgspec.structs.asdict(common_settings)
+    own["database_url"] = stack.database_url(database_name, "orchestrator")
+    return OrchestratorSettings(**own, redis_url=redis_url, sweep_s=30, sweep_gap_s=90)
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored
     prefix = s3_keys.export(s3_keys.attempt(job.id, attempt.epoch, attempt.attempt_id))
     await storage.put_bytes(f"{prefix}/model.safetensors", b"x")
     model_id = await conn.fetchval("select uuidv7()")
-    await conn.execute(
+    await world.pool.execute(
         "insert into models (id, account_id, job_id, name, version, params, config, s3_prefix, manifest) "
         "values ($1, $2, $3, 'grown', 1, 1, '{}', $4, '{}')",
         model_id, job.account_id, job.id, prefix,

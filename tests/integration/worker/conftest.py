@@ -37,6 +37,7 @@ from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_local.processes import Processes, base_environment
+from fusion_local.stack import Stack
 from fusion_worker.daemon import Daemon
 from fusion_worker.settings import WorkerSettings
 
@@ -253,8 +254,12 @@ async def site(database_url: str, storage: Storage) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-def worker_settings(common_settings: CommonSettings, redis_url: str, tmp_path: Path) -> WorkerSettings:
+def worker_settings(
+    stack: Stack, database_name: str, common_settings: CommonSettings, redis_url: str, tmp_path: Path
+) -> WorkerSettings:
+    """With the rights of a worker in the database."""
     own = QUICK | {"redis_url": redis_url, "work_dir": str(tmp_path / "work")}
+    own["database_url"] = stack.database_url(database_name, "worker")
     return msgspec.convert(msgspec.structs.asdict(common_settings) | own, WorkerSettings)
 
 
@@ -291,7 +296,8 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 def worker_environment(service_environment: dict[str, str], worker_settings: WorkerSettings) -> dict[str, str]:
     """The environment of a worker that runs as a process of its own."""
     own = {f"FUSION_{name.upper()}": str(value) for name, value in QUICK.items()}
-    return base_environment() | service_environment | own | {"FUSION_WORK_DIR": worker_settings.work_dir}
+    own |= {"FUSION_WORK_DIR": worker_settings.work_dir, "FUSION_DATABASE_URL": worker_settings.database_url}
+    return base_environment() | service_environment | own
 
 
 def family_of(work_dir: str) -> set[psutil.Process]:

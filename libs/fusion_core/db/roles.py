@@ -1,0 +1,36 @@
+"""The services' roles in the database: each may do what its statements do (roles.sql)."""
+
+from pathlib import Path
+
+import asyncpg
+import structlog
+
+from fusion_core.db.pool import Connection
+
+ROLES = ("fusion_api", "fusion_orchestrator", "fusion_worker")
+_GRANTS = Path(__file__).with_name("roles.sql")
+
+log = structlog.get_logger()
+
+
+async def ensure_roles(connection: Connection) -> bool:
+    """Make the roles that are missing; they belong to the whole server. False: this login may not make any."""
+    for role in ROLES:
+        if await connection.fetchval("select to_regrole($1) is not null", role):
+            continue
+        try:
+            async with connection.transaction():
+                await connection.execute(f"create role {role} nologin")
+        except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):  # another migration was quicker
+            continue
+        except asyncpg.InsufficientPrivilegeError:
+            hint = f"have a superuser run: create role {'; create role '.join(ROLES)}; then migrate again"
+            log.warning("roles_missing", hint=hint)
+            return False
+    return True
+
+
+async def grant_roles(connection: Connection) -> None:
+    """Write anew what each role may do; within the caller's transaction."""
+    if await ensure_roles(connection):
+        await connection.execute(_GRANTS.read_text())
