@@ -102,6 +102,7 @@ class Figures:
             failures[row["pool"]] = max(failures[row["pool"]], row["failures"])
         for pool, most in failures.items():
             self._metrics.worker_failures.labels(pool).set(most)
+            self._metrics.workers_lost.labels(pool)  # from now on 0: of what was not there no increase is seen
 
 
 def _age_s(moment: datetime | None) -> float:

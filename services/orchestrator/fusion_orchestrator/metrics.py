@@ -92,6 +92,7 @@ class Metrics:
         self.ring_errors = self._counter("fusion_ring_errors", "Rings that Redis did not take")
         self.webhook_attempts = self._counter("fusion_webhook_attempts", "Webhooks sent", ["outcome"])
         self.reclaims = self._counter("fusion_reclaims", "Expired leases taken back")
+        self.workers_lost = self._counter("fusion_workers_lost", "Workers that fell silent without a word", ["pool"])
         self.expired_stops = self._counter("fusion_expired_stops", "Stopped jobs cancelled for their age")
         self.pruned = self._counter("fusion_pruned_objects", "Objects deleted because no row names them", ["kind"])
         self.retained_no_longer = self._counter(

@@ -46,10 +46,11 @@ async def end_overdue(pool: Pool) -> int:
     return len(ended)
 
 
-async def mark_gone_workers(pool: Pool, settings: OrchestratorSettings) -> int:
+async def mark_gone_workers(pool: Pool, settings: OrchestratorSettings, metrics: Metrics) -> int:
     """Workers that fell silent are gone until they report again; answers how many."""
     async with pool.acquire() as conn:
         gone = await sweep.mark_gone_workers(conn, silent_s=settings.worker_gone_s)
     for worker in gone:
+        metrics.workers_lost.labels(worker["pool"]).inc()
         log.warning("worker_silent", worker_id=str(worker["id"]), name=worker["name"], pool=worker["pool"])
     return len(gone)

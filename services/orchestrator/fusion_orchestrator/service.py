@@ -81,7 +81,7 @@ class Service:
     async def _expire(self) -> None:
         await expire_stopped(self.pool, self.metrics)
         await end_overdue(self.pool)
-        await mark_gone_workers(self.pool, self.settings)
+        await mark_gone_workers(self.pool, self.settings, self.metrics)
         await queries.delete_old_idempotency_keys(self.pool, hours=_IDEMPOTENCY_KEY_HOURS, limit=10_000)
         await self._webhooks.forget_old()
 

@@ -13,7 +13,7 @@ from fusion_orchestrator import figures
 from fusion_orchestrator.doorbell import Doorbell
 from fusion_orchestrator.figures import Figures
 from fusion_orchestrator.metrics import Metrics
-from fusion_orchestrator.reclaim import reclaim_leases
+from fusion_orchestrator.reclaim import mark_gone_workers, reclaim_leases
 from fusion_orchestrator.service import running
 from fusion_orchestrator.settings import OrchestratorSettings
 
@@ -60,12 +60,19 @@ async def test_a_pool_has_work_and_no_worker(world: Any) -> None:
         assert await figure(world, "fusion_workers", pool=world.job_pool, state=state) == 0
 
 
-async def test_a_worker_dies_and_falls_silent(world: Any) -> None:
-    await idle_worker(world)
-    most = threshold("FusionWorkersSilent", "fusion_workers")
-    assert await figure(world, "fusion_workers", pool=world.job_pool, state="silent") == most
-    await world.pool.execute("update workers set seen_at = now() - interval '2 min'")
-    assert await figure(world, "fusion_workers", pool=world.job_pool, state="silent") > most
+async def test_workers_die_one_after_the_other(world: Any, settings: OrchestratorSettings) -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        await idle_worker(world)
+    await mark_gone_workers(world.pool, settings, metrics)
+    assert metrics.registry.get_sample_value("fusion_workers_lost_total", {"pool": world.job_pool}) is None
+    await world.pool.execute("update workers set seen_at = now() - interval '1 h'")
+    assert await figure(world, "fusion_workers", pool=world.job_pool, state="silent") == 3
+    for _ in range(2):  # the second finds nobody new
+        await mark_gone_workers(world.pool, settings, metrics)
+    lost = metrics.registry.get_sample_value("fusion_workers_lost_total", {"pool": world.job_pool})
+    assert lost is not None
+    assert lost > threshold("FusionWorkersLost", "fusion_workers_lost_total")
 
 
 async def test_workers_die_with_their_jobs(world: Any, settings: OrchestratorSettings) -> None:
