@@ -55,6 +55,7 @@ class AttemptRunner:
         self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
         self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
         self._trainer: TrainerProcess | None = None
+        self._grace_over = False
         self.crash_code: str | None = None
         """Of the crash that ended the attempt, if one did."""
         pool, settings = machine.pool, machine.settings
@@ -102,6 +103,9 @@ class AttemptRunner:
         await self._heartbeat.asked.wait()
         await asyncio.sleep(self._machine.settings.drain_grace_s)
         log.warning("stop_grace_over", reason=self._heartbeat.stop_reason)
+        self._grace_over = True
+        if self._trainer is not None:  # before Postgres is told, which may be away for long
+            await self._trainer.kill()
         await self._persist(attempts.release)
 
     async def _persist(self, call: Any, *arguments: Any) -> Any:
@@ -152,6 +156,8 @@ class AttemptRunner:
             log.warning("attempt_rejected", code=outcome.code, message=outcome.message)
             await self._persist(attempts.fail, outcome.code, outcome.message, outcome.errors, self._report())
             return
+        if outcome is None and self._grace_over:
+            await asyncio.Event().wait()  # killed for not stopping, which is no crash: the job is being given back
         if outcome is None:
             await self._crashed()
             return

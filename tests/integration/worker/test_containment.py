@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from fusion_core.db import attempts
+from fusion_core.db.pool import Connection
+from fusion_core.db.rows import JobRow
 from fusion_worker import readiness, stall_watch
 from fusion_worker.settings import WorkerSettings
 
@@ -136,3 +139,29 @@ async def test_a_driver_that_does_not_say_what_is_in_use_keeps_no_job_waiting(
     assert await readiness.memory_in_use() is None
     monkeypatch.setattr(readiness, "NVIDIA_SMI", str(tmp_path / "absent"))
     assert await readiness.memory_in_use() is None
+
+
+async def test_a_deaf_trainer_frees_its_device_at_the_end_of_the_grace_although_postgres_is_not_there_to_be_told(
+    site: Site, start_daemon: Start, worker_settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = asyncio.Event()
+    release = attempts.release
+
+    async def unanswered(connection: Connection, attempt: attempts.Attempt) -> JobRow:
+        await answers.wait()
+        return await release(connection, attempt)
+
+    monkeypatch.setattr(attempts, "release", unanswered)
+    job_id = await site.train("hang")
+    daemon = await start_daemon(drain_grace_s=1)
+    await site.has_event(job_id, "checkpoint")
+    family = family_of(worker_settings.work_dir)
+    daemon.drain()
+
+    async def killed() -> bool:
+        return not alive(family)
+
+    await until(killed, "the trainer is dead")
+    assert (await site.job(job_id)).state == "running"
+    answers.set()
+    assert await site.has_event(job_id, "interrupted") == [{"reason": "drain", "resume_step": 2}]
