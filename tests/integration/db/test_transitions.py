@@ -306,3 +306,12 @@ async def test_lease_lost_is_not_swallowed_where_another_attempt_completed(world
         await attempts.complete_training(conn, second, world.new_model(second), {})
         with pytest.raises(LeaseLostError):
             await attempts.complete_training(conn, first, world.new_model(first), {})
+
+
+async def test_a_step_that_is_trained_again_in_one_batch_counts_once(world: Any) -> None:
+    """A rollback that the worker reports late, because Postgres was away: both points are in one batch."""
+    attempt = await world.running()
+    points = [WorkerEvent(number, "metrics", {"step": 7, "loss": float(number)}) for number in (1, 2)]
+    async with world.pool.acquire() as conn:
+        assert await attempts.append_events(conn, attempt, points) == 2
+        assert await jobs.list_metrics(conn, attempt.job_id, since_step=0, limit=9) == [{"step": 7, "loss": 2.0}]

@@ -56,7 +56,9 @@ with held as (
     select :job_id, first + place, type, data, :attempt_id, number from batch, numbered
 ), points as (
     insert into job_metrics (job_id, step, epoch, point)
-    select :job_id, (data ->> 'step')::int, :epoch, data from batch where type = 'metrics'
+    select distinct on (step) :job_id, step, :epoch, data  -- a step trained again after a rollback: its last point
+    from (select (data ->> 'step')::int as step, data, number from batch where type = 'metrics') as metrics
+    order by step, number desc
     on conflict (job_id, step) do update set epoch = excluded.epoch, point = excluded.point
     where job_metrics.epoch <= excluded.epoch
 )
