@@ -1,6 +1,6 @@
 -- What must always hold, as queries for what breaks it: docs of each rule stand in invariants.py. Every block answers
 -- (job_id, what, evidence); all are read in one statement, so in one snapshot, also of a system that is at work.
--- `checked` are the jobs asked for. `log` are their events: each with the number of claims up to it, and the seq of its
+-- `checked` are the jobs asked for, `told` those whose events are still kept. `log` are their events: each with the number of claims up to it, and the seq of its
 -- mark, which is the newest event up to it that tells of the job's state. `marks` are those events themselves.
 
 -- rule 1
@@ -18,7 +18,7 @@ select job_id, 'a claim that is not at the next lease epoch', jsonb_build_object
 from log where attempt_id is null and type = 'claimed' and (data ->> 'attempt')::int is distinct from claims
 union all
 select j.id, 'the lease epoch is not the number of claims', jsonb_build_object('epoch', j.lease_epoch)
-from checked j
+from told j
 where j.lease_epoch <> (select count(*) from marks m where m.job_id = j.id and m.type = 'claimed')
 union all
 select j.id, 'two attempts at one epoch', jsonb_build_object('epoch', c.epoch)
@@ -44,10 +44,12 @@ where c.s3_prefix not like 'jobs/' || j.id || '/' || c.epoch || '-' || c.attempt
 
 -- rule 2
 select asked.id, 'an acknowledged job is gone', '{}'::jsonb
-from unnest($1::uuid[]) asked (id) where not exists (select from jobs where jobs.id = asked.id)
+from unnest($1::uuid[]) asked (id)
+where not exists (select from jobs where jobs.id = asked.id)
+    and not exists (select from ledger_stubs s where s.job_id = asked.id)  -- left of a deleted account's job
 union all
 select j.id, 'the state is not what the events say', jsonb_build_object('state', j.state, 'event', m.type)
-from checked j
+from told j
 left join lateral (select type from marks where job_id = j.id order by seq desc limit 1) m on true
 where case j.state
     when 'queued' then m.type is null or m.type not in ('queued', 'interrupted', 'resumed')
@@ -57,6 +59,9 @@ union all
 select job_id, 'a job went on after its end', jsonb_build_object('seq', seq, 'type', type, 'after', before)
 from (select *, lag(type) over (partition by job_id order by seq) as before from marks) m
 where before in ('completed', 'failed', 'cancelled')
+union all
+select id, 'completed though a cancel was pending', jsonb_build_object('cancel_requested_at', cancel_requested_at)
+from checked where state = 'completed' and cancel_requested_at is not null
 union all
 select id, 'a queued job waits without an end', jsonb_build_object('not_before', not_before)
 from checked where state = 'queued' and not_before > now() + interval '1 hour'
@@ -141,16 +146,17 @@ where item ->> 'label' = 'training' and (
 select j.id, 'the last checkpoint is not the newest readable one',
     jsonb_build_object('last', j.last_checkpoint_step, 'newest', coalesce(max(c.step), 0))
 from checked j left join checkpoints c on c.job_id = j.id and c.state = 'ok'
+where j.finished_at is null  -- those of jobs that have ended are deleted in time
 group by j.id, j.last_checkpoint_step having j.last_checkpoint_step <> coalesce(max(c.step), 0)
 union all
 select j.id, 'a checkpoint was lost without an event', jsonb_build_object('step', c.step, 'epoch', c.epoch)
-from checked j join checkpoints c on c.job_id = j.id and c.state = 'lost'
+from told j join checkpoints c on c.job_id = j.id and c.state = 'lost'
 where not exists (
     select from log l where l.job_id = j.id and l.type = 'checkpoint_lost' and (l.data ->> 'step')::int = c.step
 )
 union all
 select j.id, 'checkpoints and their events are not one to one', jsonb_build_object('rows', c.steps, 'events', e.steps)
-from checked j
+from told j
 cross join lateral (
     select array_agg(step order by step) as steps from checkpoints where job_id = j.id and stored_by is null
 ) c
@@ -163,7 +169,7 @@ where c.steps is distinct from e.steps;
 -- rule 6
 select j.id, 'the events have a gap or a repeat',
     jsonb_build_object('event_seq', j.event_seq, 'events', count(l.seq), 'first', min(l.seq), 'last', max(l.seq))
-from checked j left join log l on l.job_id = j.id
+from told j left join log l on l.job_id = j.id
 group by j.id, j.event_seq
 having count(l.seq) <> j.event_seq or j.event_seq < 1 or min(l.seq) <> 1 or max(l.seq) <> j.event_seq
 union all
@@ -182,7 +188,7 @@ union all
 select j.id, 'a webhook tells of an event otherwise than the event', jsonb_build_object('delivery', d.id, 'seq', d.seq)
 from (select distinct account_id from checked) a
 join webhook_endpoints w on w.account_id = a.account_id join webhook_deliveries d on d.endpoint_id = w.id
-join checked j on j.id = d.job_id
+join told j on j.id = d.job_id
 left join job_events e on e.job_id = d.job_id and e.seq = d.seq
 where e.seq is null or e.created_at <> d.occurred_at or (d.data ->> 'seq')::bigint is distinct from d.seq;
 

@@ -57,7 +57,7 @@ BREAKS = [
     (4, "update ledger set amount_microusd = amount_microusd + 1 where job_id = COMPLETED"),
     (4, "update ledger set amount_microusd = amount_microusd - 1 where job_id = CANCELLED"),
     (4, "update ledger set tokens = tokens + 1 where job_id = COMPLETED"),
-    (5, "update jobs set last_checkpoint_step = 7 where id = CANCELLED"),
+    (5, "update jobs set last_checkpoint_step = 7 where id = RUNNING"),
     (5, "update checkpoints set state = 'lost' where job_id = COMPLETED and step = 5"),
     (6, "delete from job_events where job_id = RUNNING and seq = 1"),
     (6, "update jobs set attempt_events = 7 where id = RUNNING"),
