@@ -51,7 +51,9 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, Any] | None
 
 
-async def record(conn: Connection, by: By, action: str, target_type: str, target: str, before: Any, after: Any) -> Done:
+async def _conclude(
+    conn: Connection, by: By, action: str, target_type: str, target: str, before: Any, after: Any
+) -> Done:
     """The action's line in the audit log, inside the action's transaction, unless nothing changed."""
     if before != after:
         await queries.insert_audit(
@@ -88,7 +90,9 @@ async def _change_job(
         if before["state"] not in TERMINAL:
             await change(before)
         after = await queries.lock_job(conn, job_id=job_id)
-        return await record(conn, by, action, "job", str(job_id), _view(before, _JOB_FIELDS), _view(after, _JOB_FIELDS))
+        return await _conclude(
+            conn, by, action, "job", str(job_id), _view(before, _JOB_FIELDS), _view(after, _JOB_FIELDS)
+        )
 
 
 async def requeue_job(conn: Connection, by: By, job_id: UUID) -> Done:
@@ -97,8 +101,8 @@ async def requeue_job(conn: Connection, by: By, job_id: UUID) -> Done:
     A stopped job stays its customer's; a pending cancel or stop comes first. Raises UnknownTargetError.
     """
 
-    async def change(record: Any) -> None:
-        job = JobRow.of(record)
+    async def change(row: Any) -> None:
+        job = JobRow.of(row)
         if job.state == State.RUNNING and await obey_pending(conn, job) is None:
             await queries.release_job(conn, job_id=job.id, epoch=job.lease_epoch, attempt_id=job.attempt_id)
             data = {"reason": "operator", "resume_step": job.last_checkpoint_step}
@@ -114,8 +118,8 @@ async def reclaim_job(conn: Connection, by: By, job_id: UUID, *, force: bool) ->
     Raises UnknownTargetError, LeaseAliveError.
     """
 
-    async def change(record: Any) -> None:
-        job = JobRow.of(record)
+    async def change(row: Any) -> None:
+        job = JobRow.of(row)
         if job.state != State.RUNNING:
             return
         if not force and await queries.lock_expired(conn, job_id=job.id, epoch=job.lease_epoch) is None:
@@ -131,8 +135,8 @@ async def fail_job(conn: Connection, by: By, job_id: UUID) -> Done:
     Raises UnknownTargetError.
     """
 
-    async def change(record: Any) -> None:
-        job = JobRow.of(record)
+    async def change(row: Any) -> None:
+        job = JobRow.of(row)
         if job.cancel_requested_at is None:
             await end_failed(conn, job, {"code": "failed_by_operator", "message": by.reason, "errors": []})
         else:
@@ -170,7 +174,7 @@ async def drain_worker(conn: Connection, by: By, worker_id: UUID, *, drain: bool
             await queries.undrain_worker(conn, worker_id=worker_id)
         after = await queries.lock_worker(conn, worker_id=worker_id)
         seen = _view(before, _DRAIN_FIELDS), _view(after, _DRAIN_FIELDS)
-        return await record(conn, by, "drain" if drain else "undrain", "worker", str(worker_id), *seen)
+        return await _conclude(conn, by, "drain" if drain else "undrain", "worker", str(worker_id), *seen)
 
 
 async def cordon_pool(conn: Connection, by: By, name: str, *, cordon: bool) -> Done:
@@ -185,7 +189,7 @@ async def cordon_pool(conn: Connection, by: By, name: str, *, cordon: bool) -> D
         else:
             await queries.uncordon_pool(conn, name=name)
         after = await queries.lock_pool(conn, name=name)
-        return await record(conn, by, "cordon" if cordon else "uncordon", "pool", name, dict(before), dict(after))
+        return await _conclude(conn, by, "cordon" if cordon else "uncordon", "pool", name, dict(before), dict(after))
 
 
 async def pause_dispatch(conn: Connection, by: By, *, pool: str | None, account_id: UUID | None, pause: bool) -> Done:
@@ -206,7 +210,7 @@ async def pause_dispatch(conn: Connection, by: By, *, pool: str | None, account_
         after = await queries.find_pause(conn, **where)
         target = " ".join(f"{name}={value}" for name, value in where.items() if value is not None)
         seen = (None if row is None else dict(row) for row in (before, after))
-        return await record(conn, by, "pause" if pause else "resume", "dispatch", target, *seen)
+        return await _conclude(conn, by, "pause" if pause else "resume", "dispatch", target, *seen)
 
 
 # -- webhooks and storage --------------------------------------------------------------------------------------------
@@ -226,10 +230,10 @@ async def replay_webhooks(conn: Connection, by: By, webhook_id: UUID) -> Done:
         for delivery_id in lost:
             await webhooks.replay(conn, endpoint["account_id"], webhook_id, delivery_id)
         before, after = {"undelivered": len(lost)}, {"undelivered": 0}
-        return await record(conn, by, "replay", "webhook", str(webhook_id), before, after)
+        return await _conclude(conn, by, "replay", "webhook", str(webhook_id), before, after)
 
 
 async def order_prune(conn: Connection, by: By) -> Done:
     """The audit log's line of a pruning that the caller begins once this is committed."""
     async with conn.transaction():
-        return await record(conn, by, "prune", "storage", "bucket", {"ordered": False}, {"ordered": True})
+        return await _conclude(conn, by, "prune", "storage", "bucket", {"ordered": False}, {"ordered": True})
