@@ -146,7 +146,8 @@ update webhook_deliveries d set
     lease_epoch = lease_epoch + 1, lease_expires_at = now() + make_interval(secs => :lease_s)
 from taken, webhook_endpoints w
 where d.id = taken.id and w.id = d.endpoint_id
-returning d.id, d.endpoint_id, d.job_id, (select traceparent from jobs j where j.id = d.job_id) as traceparent, d.seq, d.type, d.data, d.occurred_at, d.attempts, d.lease_epoch, w.url,
+returning d.id, d.endpoint_id, d.job_id, d.seq, d.type, d.data, d.occurred_at, d.attempts, d.lease_epoch, w.url,
+    (select traceparent from jobs j where j.id = d.job_id) as traceparent,
     w.secret_version, coalesce(w.previous_secret_until > now(), false) as previous_secret_valid;
 
 -- name: note_webhook_success(webhook_id)!
