@@ -1,6 +1,6 @@
 # Everything a newcomer types. Each target sets itself up: .venv is made from requirements.lock when it is needed.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test check bench clean
+.PHONY: help install demo up down test check audit bench clean
 
 BIN := .venv/bin
 
@@ -28,6 +28,9 @@ check: install ## lint, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: install ## known vulnerabilities of what requirements.lock pins
+	@$(BIN)/python bench/audit.py
 
 bench: install ## the measurements, each printing a ratio
 	$(BIN)/python bench/pickup.py

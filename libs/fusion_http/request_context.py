@@ -88,7 +88,7 @@ class RequestContext:
                 headers += scope.get(_HEADERS, [])
                 if span.traceparent is not None:
                     headers.append((b"traceparent", span.traceparent.encode()))
-                headers += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+                headers += _security_headers(scope, message)
                 message["headers"] = headers
             await send(message)
 
@@ -111,6 +111,21 @@ class RequestContext:
                 answered = Answered(method, route, status, seconds, problem)
                 self._watch(answered)
                 _describe_span(span, answered, request_id)
+
+
+def _security_headers(scope: HTTPScope, start: Any) -> list[tuple[bytes, bytes]]:
+    """What every answer tells a browser. No answer allows another origin (CORS): keys do not belong into browsers."""
+    is_page = any(name.lower() == b"content-type" and b"text/html" in value for name, value in start.get("headers", []))
+    policy = b"frame-ancestors 'none'" if is_page else b"default-src 'none'; frame-ancestors 'none'"
+    headers = [
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),  # answers hold secrets and signed URLs
+        (b"content-security-policy", policy),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+    if scope["scheme"] == "https":  # RFC 6797: never over plain HTTP
+        headers.append((b"strict-transport-security", b"max-age=31536000; includeSubDomains"))
+    return headers
 
 
 async def _refuse(send: Send) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self, TypeVar
@@ -15,6 +16,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 RECONNECT_S = 1.0
 POLL_S = 2.0
+KEY_POLL_S = 0.5  # a stream ends within a second of its key's end
 
 
 class EventHub:
@@ -29,6 +31,8 @@ class EventHub:
         self._bells: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
         self._rung: dict[UUID, int] = {}  # how often the bells of a job have been rung
         self._seqs: dict[UUID, int] = {}  # of each job when it was last polled
+        self._keys: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)  # the bells of each API key's streams
+        self._dead_keys: set[UUID] = set()
         self._reads: dict[Any, asyncio.Task[Any]] = {}
         self.closing = False
         self._task: asyncio.Task[None] | None = None
@@ -48,18 +52,30 @@ class EventHub:
         return sum(len(bells) for bells in list(self._bells.values()))
 
     @contextlib.contextmanager
-    def bell(self, job_id: UUID) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job may have something new. Clear it, look, then wait for it."""
+    def bell(self, job_id: UUID, key_id: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have something new, or the key has ended (`is_dead`).
+
+        Clear it, look, then wait for it.
+        """
         bell = asyncio.Event()
         self._bells[job_id].add(bell)
+        self._keys[key_id].add(bell)
         try:
             yield bell
         finally:
+            self._keys[key_id].discard(bell)
+            if not self._keys[key_id]:
+                del self._keys[key_id]
+                self._dead_keys.discard(key_id)
             self._bells[job_id].discard(bell)
             if not self._bells[job_id]:
                 del self._bells[job_id]
                 self._rung.pop(job_id, None)
                 self._seqs.pop(job_id, None)
+
+    def is_dead(self, key_id: UUID) -> bool:
+        """Has the key of a stream been revoked, or has it expired?"""
+        return key_id in self._dead_keys
 
     async def read_once(self, job_id: UUID, after: int, read: Callable[[], Awaitable[T]]) -> T:
         """`read()`, shared by all streams of a job at one cursor that were rung for the same news."""
@@ -93,14 +109,28 @@ class EventHub:
                 connection = await connect(self._database_url, application_name="fusion-api-listen")
                 try:
                     await connection.add_listener("job_event", self._notified)
-                    while not connection.is_closed():
-                        await self._poll(connection)
-                        await asyncio.sleep(POLL_S)
+                    for number in itertools.count():
+                        if connection.is_closed():
+                            break
+                        await self._poll_keys(connection)
+                        if number % max(1, round(POLL_S / KEY_POLL_S)) == 0:
+                            await self._poll(connection)
+                        await asyncio.sleep(KEY_POLL_S)
                 finally:
                     connection.terminate()
             except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
                 log.warning("listen_lost", error=str(error), again_in_s=RECONNECT_S)
             await asyncio.sleep(RECONNECT_S)
+
+    async def _poll_keys(self, connection: OwnConnection) -> None:
+        """Ring the streams whose key has ended, one question for all of this process."""
+        if not self._keys:
+            return
+        async for row in queries.ended_api_keys(connection, key_ids=list(self._keys)):
+            if row["id"] in self._keys:
+                self._dead_keys.add(row["id"])
+                for bell in self._keys[row["id"]]:
+                    bell.set()
 
     async def _poll(self, connection: OwnConnection) -> None:
         """What no notification told."""

@@ -77,9 +77,11 @@ async def _stream(
     """
     last_sent = last_checked = time.monotonic()
     yield b": connected\n\n"
-    with services.hub.bell(job_id) as bell:
+    with services.hub.bell(job_id, caller.key_id) as bell:
         while True:
             bell.clear()  # before looking: what comes while we look rings again
+            if services.hub.is_dead(caller.key_id):
+                return
             try:
                 if time.monotonic() - last_checked > KEEPALIVE_S:
                     last_checked = time.monotonic()

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from fusion_api.metrics import Metrics
@@ -48,7 +49,7 @@ async def test_problems_are_counted_by_code(http: httpx.AsyncClient, customer: A
 
 async def test_open_streams_and_connections_show(http: httpx.AsyncClient) -> None:
     app: Any = http._transport.app._app  # type: ignore[attr-defined]
-    with app.state.services.hub.bell(app.state.services.hub):
+    with app.state.services.hub.bell(uuid4(), uuid4()):
         assert samples(http, "fusion_api_event_streams") == {(): 1}
     assert samples(http, "fusion_api_event_streams") == {(): 0}
     assert samples(http, "fusion_api_database_connections")["busy",] == 0

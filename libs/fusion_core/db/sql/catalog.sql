@@ -14,6 +14,13 @@ values (:account_id, :name, :prefix, :secret_sha256, :scopes, :expires_at) retur
 select * from api_keys where secret_sha256 = :secret_sha256 and revoked_at is null
     and (expires_at is null or expires_at > now());
 
+-- name: ended_api_keys(key_ids)
+-- Of these, the keys that are revoked, expired or gone.
+select k.id from unnest(:key_ids::uuid[]) as k (id)
+where not exists (
+    select from api_keys a where a.id = k.id and a.revoked_at is null and (a.expires_at is null or a.expires_at > now())
+);
+
 -- name: get_api_key(account_id, key_id)^
 select * from api_keys where account_id = :account_id and id = :key_id;
 
