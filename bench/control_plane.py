@@ -8,6 +8,7 @@ Real Postgres and Valkey, a real orchestrator, and workers that make every call 
 (`queue_fleet.py`). The parts, each in databases of its own:
 
 - `contenders`: arq, pgqueuer and procrastinate execute no-op jobs (`queue_contenders.py`).
+- `notify`: what a notification costs a commit (`queue_notify.py`).
 - `growth`: claim to complete in SQL, with 10^3 to 10^6 jobs in the table.
 - `doorbell`: the same jobs claimed by rings alone and as a daemon claims; and how long a job waits for an idle worker.
 - `life`: whole jobs with events and checkpoints, by `--workers` workers over `--jobs` jobs, at each `--scale`.
@@ -34,6 +35,7 @@ from fusion_core.db.pool import connect
 from fusion_local.stack import Stack, create_database, free_port
 from queue_contenders import CONNECTIONS, FILL, NAMES, Drained
 from queue_fleet import Order, Report
+from queue_notify import commits_per_s
 from queue_pooler import find_pgbouncer, start_pgbouncer
 from queue_report import draw, show
 from queue_results import QUICK, Plan, Results, Run, drained_per_s
@@ -53,6 +55,7 @@ from rich.console import Console
 
 PROCESSES = 2
 WORKERS_OF_SQL = 20  # a process: as many as procrastinate's worker runs at once
+NOTIFY_SECONDS = 3.0
 LISTENERS = 100  # a process
 CLAIM_DEADLINE_S = 300.0
 SETTLE_S = 3.0  # until every backend has reported what it counted before
@@ -72,6 +75,7 @@ class Bench:
     async def run(self) -> Results:
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "contenders": self.contenders,
+            "notify": self.notify,
             "growth": self.growth,
             "doorbell": self.doorbell,
             "life": self.life,
@@ -99,6 +103,9 @@ class Bench:
                 raise RuntimeError(f"{name} executed {executed} of {self._plan.contender_jobs} jobs")
             self.results.contenders[name] = drained_per_s(drained)
             console.print(f"{name}: {self.results.contenders[name]:.0f} jobs/s")
+
+    async def notify(self) -> None:
+        self.results.commits = await commits_per_s(self._stack, NOTIFY_SECONDS)
 
     async def growth(self) -> None:
         async with database(self._stack, "growth") as connection:

@@ -1,6 +1,8 @@
 """The figures of `control_plane.py` as tables, and as the plots of docs/scale.md.
 
-python bench/queue_report.py docs/figures/control_plane.json    # draws control_plane.png beside it
+    python bench/queue_report.py docs/figures/control_plane.json [docs/scale.md]
+
+Draws control_plane.png beside the figures, and writes those of the page anew.
 """
 
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 import msgspec
 from matplotlib import pyplot as plt
+from queue_capacity import write_page
 from queue_results import Results, Run, Times
 from rich.console import Console
 from rich.table import Table
@@ -164,6 +167,8 @@ def main() -> None:
     source = Path(sys.argv[1])
     results = msgspec.json.decode(source.read_bytes(), type=Results)
     draw(results, source.with_suffix(".png"))
+    if len(sys.argv) > 2:
+        write_page(results, Path(sys.argv[2]))
     show(results)
 
 

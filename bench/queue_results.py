@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 30.0
     seed: int = 0
     pooler: bool = False
-    parts: tuple[str, ...] = ("contenders", "growth", "doorbell", "life", "heartbeats")
+    parts: tuple[str, ...] = ("contenders", "notify", "growth", "doorbell", "life", "heartbeats")
 
 
 QUICK: dict[str, Any] = {
@@ -111,12 +111,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Everything. `contenders`: jobs/s; `sizes`: of the database of the last run of `life`, which had `life_jobs`."""
+    """Everything. `contenders`: jobs/s; `commits`: a second, plain and notifying; `sizes`: of the database of the last
+    run of `life`, which had `life_jobs`."""
 
     plan: Plan
     machine: dict[str, Any]
     date: str
     contenders: dict[str, float] = {}
+    commits: dict[str, float] = {}
     runs: dict[str, list[Run]] = {}
     sizes: dict[str, Size] = {}
     life_jobs: int = 0
