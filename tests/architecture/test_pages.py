@@ -35,7 +35,9 @@ def paths_named_in(text: str) -> set[str]:
     return {match.rstrip("./") for match in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/]", text)}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/walk.md", "docs/states.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/walk.md", "docs/states.md", "docs/operations.md", "docs/scale.md"]
+)
 def test_paths_in_documents_exist(document: str) -> None:
     named = paths_named_in((ROOT / document).read_text())
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
