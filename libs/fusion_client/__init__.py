@@ -32,6 +32,7 @@ from fusion_client.errors import (
 from fusion_client.models import (
     BaseModel,
     Checkpoint,
+    Compute,
     Dataset,
     DatasetError,
     DatasetReport,
@@ -63,6 +64,7 @@ __all__ = [
     "BaseModel",
     "Checkpoint",
     "ChecksumError",
+    "Compute",
     "ConfigurationError",
     "ConflictError",
     "ConnectionFailedError",

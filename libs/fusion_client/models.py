@@ -192,6 +192,13 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+class Compute(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that a job asked for."""
+
+    gpu_class: str
+    gpu_count: int
+
+
 class JobDetail(Job, frozen=True, kw_only=True):
     """A job looked at on its own. `phase` says what its worker is doing; `estimate` is its frozen price."""
 
@@ -209,6 +216,8 @@ class JobDetail(Job, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     description: str | None = None
     stop_requested: bool = False
+    priority: str = "normal"
+    compute: Compute | None = None
     queue: QueuePlace | None = None
     resumed_from: str | None = None
     start_step: int = 0

@@ -48,6 +48,7 @@ _ALL = (
     Problem("validation_failed", 422, "The request does not fit its schema", "Mend every field in 'errors'."),
     Problem("tokenizer_unreadable", 422, "The tokens cannot be counted here", "Estimate from the dataset's bytes."),
     Problem("unsupported_architecture", 422, "This architecture cannot be grown", "Choose one that the answer names."),
+    Problem("no_fitting_pool", 422, "No machine has what the job asks for", "Ask for what the answer names."),
     Problem("internal", 500, "Something broke on our side", "Try again; quote the request id if it lasts."),
     Problem("not_ready", 503, "The service is not ready", "Try again in a few seconds."),
     Problem("invalid_row", None, "A row of the dataset is wrong", "Mend the lines named and upload again."),

@@ -25,6 +25,9 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     spec: CustomerSpec | IngestSpec
     pool: str
+    priority: int = 0
+    gpu_class: str | None = None
+    gpu_count: int | None = None
     dataset_id: UUID | None = None
     base_model_id: UUID | None = None
     source_model_id: UUID | None = None
@@ -78,7 +81,9 @@ async def submit_job(conn: Connection, new: NewJob) -> tuple[JobRow, bool]:
             estimate=new.estimate,
             pool=new.pool,
             requirements=[],
-            priority=0,
+            priority=new.priority,
+            gpu_class=new.gpu_class,
+            gpu_count=new.gpu_count,
             labels=dict(new.labels),
             description=new.description,
             deadline_s=new.deadline_s or (INTERNAL_DEADLINE_S if new.type in INTERNAL_TYPES else DEADLINE_S),

@@ -57,6 +57,8 @@ async def ensure_sampled(
             pool=pool,
             requirements=[],
             priority=SAMPLE_PRIORITY,
+            gpu_class=None,
+            gpu_count=None,
             labels={},
             description=None,
             deadline_s=INTERNAL_DEADLINE_S,

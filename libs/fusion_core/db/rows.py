@@ -51,6 +51,8 @@ class JobRow(JobHead, frozen=True, kw_only=True):
     estimate: dict[str, Any] | None
     pool: str
     priority: int
+    gpu_class: str | None
+    gpu_count: int | None
     lease_owner: UUID | None
     lease_epoch: int
     attempt_id: UUID | None

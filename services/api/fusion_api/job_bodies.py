@@ -5,6 +5,9 @@ from uuid import UUID
 
 import msgspec
 from fusion_core.job_spec import ContractHyperparams, FinetuneHyperparams, Hyperparams
+from fusion_core.priority import Priority
+
+from fusion_api.placement import Compute
 
 IdempotencyKey = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
@@ -15,9 +18,14 @@ MAX_LABELS = 16
 
 
 class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """What every type takes. `labels` and `description` are the customer's own, and change nothing."""
+    """What every type takes. `labels` and `description` are the customer's own, and change nothing.
+
+    `priority` orders jobs before an account's share does; `compute` is the machine asked for, the usual one if unset.
+    """
 
     idempotency_key: IdempotencyKey
+    priority: Priority = "normal"
+    compute: Compute | None = None
     labels: Annotated[dict[LabelKey, LabelValue], msgspec.Meta(max_length=MAX_LABELS)] = {}
     description: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)] | None = None
 

@@ -21,12 +21,14 @@ from fusion_core.job_spec import (
 )
 from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
 from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
+from fusion_core.priority import NUMBERS
 from fusion_http.problem_details import FieldError, ProblemError, invalid
 
 from fusion_api.auth import Caller
 from fusion_api.base_models import FoundModel, find_base, find_own_model
 from fusion_api.datasets import trainable_dataset
 from fusion_api.job_bodies import ContractBody, CreateJob, FinetuneBody, TrainBody
+from fusion_api.placement import place
 from fusion_api.pricing import current_prices
 from fusion_api.services import Services
 
@@ -45,7 +47,7 @@ def canonical_sha256(body: bytes) -> bytes:
 async def resolve(services: Services, caller: Caller, data: CreateJob, body: bytes) -> tuple[NewJob, FoundModel]:
     """The job to create, and the model it starts from.
 
-    Raises ProblemError not_found, dataset_not_ready, unsupported_architecture or validation_failed.
+    Raises ProblemError not_found, dataset_not_ready, unsupported_architecture, no_fitting_pool or validation_failed.
     """
     prices = await current_prices(services.pool)
     resolved = await plan_job(services, caller, data, msgspec.json.decode(body), prices)
@@ -56,7 +58,10 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
         account_id=caller.account_id,
         type=str(type(data).__struct_config__.tag),
         spec=resolved.spec,
-        pool=services.settings.training_pool,
+        pool=await place(services.pool, services.settings.training_pool, data.compute, resolved.spec),
+        priority=NUMBERS[data.priority],
+        gpu_class=data.compute.gpu_class if data.compute else None,
+        gpu_count=data.compute.gpu_count if data.compute else None,
         dataset_id=data.dataset_id,
         base_model_id=base.base_model_id,
         source_model_id=base.model_id,

@@ -8,9 +8,11 @@ import msgspec
 from fusion_core.db.endings import frozen_estimate, owed_if_cancelled
 from fusion_core.db.rows import JobHead, JobRow
 from fusion_core.job_spec import CustomerSpec, read_customer_spec
+from fusion_core.priority import Priority, priority_word
 from fusion_core.states import State, Status
 
 from fusion_api.job_queue import QueuePlace
+from fusion_api.placement import Compute
 from fusion_api.pricing import ShownEstimate, dollars, show_estimate
 from fusion_api.times import shown, shown_or_none
 
@@ -74,6 +76,8 @@ class JobDetail(ListedJob, frozen=True, kw_only=True):
     """
 
     phase: Phase | None
+    priority: Priority
+    compute: Compute | None
     queue: QueuePlace | None
     progress: Progress
     hyperparams: dict[str, Any]
@@ -125,6 +129,8 @@ def show_detail(job: JobRow, point: dict[str, Any] | None, place: QueuePlace | N
     return JobDetail(
         **_listed(job),
         phase=cast(Phase | None, job.phase),
+        priority=priority_word(job.priority),
+        compute=_compute(job),
         queue=place,
         progress=_progress(job, spec, point),
         hyperparams=msgspec.to_builtins(spec.hyperparams),
@@ -137,6 +143,12 @@ def show_detail(job: JobRow, point: dict[str, Any] | None, place: QueuePlace | N
         start_step=job.start_step,
         error=msgspec.convert(job.error, JobError) if job.error is not None else None,
     )
+
+
+def _compute(job: JobRow) -> Compute | None:
+    if job.gpu_class is None or job.gpu_count is None:
+        return None
+    return Compute(gpu_class=job.gpu_class, gpu_count=job.gpu_count)
 
 
 def _progress(job: JobRow, spec: CustomerSpec, point: dict[str, Any] | None) -> Progress:

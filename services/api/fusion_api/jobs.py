@@ -49,6 +49,7 @@ EXAMPLE = {
         "not_found",
         "dataset_not_ready",
         "unsupported_architecture",
+        "no_fitting_pool",
         "spend_limit_reached",
     ),
     also=(200,),
@@ -72,7 +73,7 @@ async def create_job(
         if job is None:
             new, found = await resolve(services, caller, data, body)
             async with services.pool.acquire() as connection:
-                await _ensure_sampled(connection, services, found)
+                await _ensure_sampled(connection, services, found, new.pool)
                 job, created = await jobs.submit_job(connection, new)
     except InputGoneError as error:
         raise not_found(f"{error}: it was deleted meanwhile") from error
@@ -86,13 +87,11 @@ async def create_job(
     return Response(show_job(job), status_code=200, headers={"Idempotent-Replayed": "true"})
 
 
-async def _ensure_sampled(connection: Connection, services: Services, found: FoundModel) -> None:
+async def _ensure_sampled(connection: Connection, services: Services, found: FoundModel, pool: str) -> None:
     """The job waits for text sampled from what it starts from; once there is some, it serves every later job."""
     settings = services.settings
     if settings.sample_rows > 0:
-        await ensure_sampled(
-            connection, found.base, config=found.config, rows=settings.sample_rows, pool=settings.training_pool
-        )
+        await ensure_sampled(connection, found.base, config=found.config, rows=settings.sample_rows, pool=pool)
 
 
 def too_much(error: SpendLimitError) -> ProblemError:

@@ -180,7 +180,14 @@ class Daemon:
                 spec_version=self._claimer.spec_version,
                 capabilities=list(self._claimer.capabilities),
                 version=version("fusion"),
-                gpus=self._settings.num_processes if self._settings.device == "cuda" else 0,
+                gpus=self._settings.gpus,
+            )
+            await queries.declare_pool(
+                self._machine.pool,
+                worker_id=self._claimer.worker_id,
+                pool=self._settings.pool,
+                gpu_class=self._settings.gpu_class or None if self._settings.gpus else None,
+                gpu_count=self._settings.gpus if self._settings.gpu_class else 0,
             )
         except POSTGRES_AWAY as error:
             log.warning("not_registered", error=str(error))

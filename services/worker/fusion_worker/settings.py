@@ -17,6 +17,8 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """What trainers compute on."""
     num_processes: int = 1
     """Trainer processes, one a device."""
+    gpu_class: str = ""
+    """What customers call the GPUs of this machine (`h100`), so that a job can ask for them; of a GPU machine only."""
     threads: int = 1
     """CPU threads of each trainer process."""
     lease_ttl_s: float = 20.0
@@ -52,3 +54,8 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """Overrides how trainers are launched; the run directory is appended."""
     trainer_user: str = ""
     """System user that trainers run as; only a worker that runs as root can. Unset: the worker's own."""
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the slot holds."""
+        return self.num_processes if self.device == "cuda" else 0

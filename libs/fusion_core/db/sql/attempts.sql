@@ -174,6 +174,16 @@ select split, s3_key, bytes, rows, sha256 from shards where dataset_id = :datase
 select u.s3_key, u.filename, d.size, d.etag
 from dataset_uploads d join uploads u on u.id = d.upload_id where d.dataset_id = :dataset_id order by d.ordinal;
 
+-- name: declare_pool(pool, gpu_class, gpu_count, worker_id)!
+-- What a worker says about its machine, unless it says nothing; a pool that an operator declared stays as it was then.
+with worker as (
+    update workers set gpu_class = :gpu_class where id = :worker_id
+)
+insert into pools (name, gpu_class, gpu_count) values (:pool, :gpu_class, :gpu_count)
+on conflict (name) do update set gpu_class = excluded.gpu_class, gpu_count = excluded.gpu_count
+where excluded.gpu_class is not null
+    and (pools.gpu_class, pools.gpu_count) is distinct from (excluded.gpu_class, excluded.gpu_count);
+
 -- name: register_worker(id, name, pool, spec_version, capabilities, version, gpus)!
 insert into workers (id, name, pool, spec_version, capabilities, version, gpus, state)
 values (:id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle')

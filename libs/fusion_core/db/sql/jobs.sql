@@ -56,6 +56,11 @@ left join lateral (
 ) m on true
 where j.account_id = :account_id and j.id = :job_id and not j.internal;
 
+-- name: gpu_pools(limit)
+-- The smallest first; of equals one that takes more work.
+select name, gpu_class, gpu_count from pools where gpu_count > 0
+order by gpu_count, cordoned_at is not null, name limit :limit;
+
 -- name: queue_of_job(most, recent, job_id)^
 -- Who is served before it, counted to `most`, in the order of serving_order, whose terms these are: jobs of lines that
 -- are open or its own, as if all had waited long enough. The pool's workers; how long its last jobs took; why it waits.

@@ -1,16 +1,17 @@
 -- Every statement that changes a job's state. A worker's statements are fenced by state, lease epoch and attempt id:
 -- no row back means the lease is lost. The pairs after each name are compared with fusion_core.states by a test.
 
--- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority, labels, description, deadline_s)^
+-- name: insert_job(account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id, price_version, estimate, pool, requirements, priority, gpu_class, gpu_count, labels, description, deadline_s)^
 -- new -> queued. No row: the account has used this idempotency key before, or the base is being sampled already.
 insert into jobs (
     account_id, type, idempotency_key, request_sha256, spec_version, spec, base_model_id, source_model_id, dataset_id,
-    price_version, estimate, reserved_microusd, pool, requirements, priority, labels, description,
+    price_version, estimate, reserved_microusd, pool, requirements, priority, gpu_class, gpu_count, labels,
+    description,
     deadline_at
 ) values (
     :account_id, :type, :idempotency_key, :request_sha256, :spec_version, :spec, :base_model_id, :source_model_id,
-    :dataset_id, :price_version, :estimate, estimate_total(:estimate), :pool, :requirements, :priority, :labels,
-    :description, now() + make_interval(secs => :deadline_s)
+    :dataset_id, :price_version, :estimate, estimate_total(:estimate), :pool, :requirements, :priority, :gpu_class,
+    :gpu_count, :labels, :description, now() + make_interval(secs => :deadline_s)
 )
 on conflict do nothing
 returning *;
