@@ -54,6 +54,11 @@ def show(results: dict[int, Result], seconds: float) -> None:
     kinds: Counter[str] = sum((result.faults for result in results.values()), Counter())
     console.print(table)
     console.print(f"{kinds.total()} faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
+    left_out = sorted({kind for result in results.values() for kind in result.left_out})
+    if left_out:
+        console.print(
+            f"left out: {', '.join(left_out)} (disks are filled by root alone, clocks jump where there is a cc)"
+        )
     console.print(f"{seconds:.0f} s in all")
     for seed, result in results.items():
         for violation in result.violations:

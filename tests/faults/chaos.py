@@ -42,6 +42,8 @@ class Result(NamedTuple):
     exits: Counter[str]
     healed_after_s: float
     history: Path
+    left_out: tuple[str, ...]
+    """Kinds that this machine cannot do: disks are filled where we may mount one, clocks jump where there is a cc."""
 
 
 class Watching(NamedTuple):
@@ -70,7 +72,8 @@ def run(
         Cluster(root / "cluster", seed=seed, engine=engine) as cluster,
     ):
         customers = make_customers(cluster, history, seed)
-        faults = schedule.read(replay) if replay else schedule.make(seed, seconds, count, Targets.of(cluster))
+        targets = Targets.of(cluster)
+        faults = schedule.read(replay) if replay else schedule.make(seed, seconds, count, targets)
         schedule.write(root / "schedule.jsonl", faults)
         for customer in customers:
             customer.start()
@@ -86,8 +89,9 @@ def run(
         violations += asyncio.run(check(cluster.stack, history))
         violations += [] if witness.looks else [Violation("the rows were watched", "-", "no look was answered")]
         violations += [Violation("a drain ends", "-", entry.data["service"]) for entry in history.of("drain_overdue")]
+        left_out = tuple(kind for kind in schedule.KINDS if kind not in targets.kinds)
         jobs, interruptions = asyncio.run(_counts(cluster))
-    return Result(done, violations, jobs, interruptions, Counter(injector.exits), took_s, history.path)
+    return Result(done, violations, jobs, interruptions, Counter(injector.exits), took_s, history.path, left_out)
 
 
 def make_customers(cluster: Cluster, history: History, seed: int) -> list[Customer]:
