@@ -1,5 +1,6 @@
 """Connections to Postgres, and the named queries of `sql/` as `queries`."""
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,15 @@ async def connect_pool(
         init=_prepare_pooled,
         reset=_leave_transaction,
     )
+
+
+async def close_pool(pool: Pool, within_s: float = 5.0) -> None:
+    """Close every connection: politely, and past `within_s` at once, as a peer that fell silent demands."""
+    try:
+        async with asyncio.timeout(within_s):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
 
 
 async def _prepare_pooled(connection: Connection) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
-from fusion_core.db.pool import Pool, connect_pool
+from fusion_core.db.pool import Pool, close_pool, connect_pool
 from fusion_core.storage import Storage
 from litestar import Litestar
 from litestar.datastructures import State
@@ -34,7 +34,7 @@ async def open_services(app: Litestar) -> AsyncIterator[None]:
             max_size=settings.max_connections,
             prepared=settings.prepared_statements,
         )
-        stack.push_async_callback(pool.close)
+        stack.push_async_callback(close_pool, pool)
         limiter = RateLimiter(settings.redis_url, settings.requests_per_minute)
         stack.push_async_callback(limiter.aclose)
         storage = await stack.enter_async_context(Storage(settings))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
-from fusion_core.db.pool import Pool, connect, connect_pool, queries
+from fusion_core.db.pool import Pool, close_pool, connect, connect_pool, queries
 from fusion_core.storage import Storage
 
 from fusion_orchestrator import retention
@@ -166,8 +166,4 @@ async def running(settings: OrchestratorSettings) -> AsyncIterator[Service]:
     finally:
         await service.stop(settings.shutdown_s / 2)
         await redis.aclose()
-        try:
-            async with asyncio.timeout(settings.shutdown_s / 4):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
+        await close_pool(pool, settings.shutdown_s / 4)

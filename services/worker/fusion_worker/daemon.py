@@ -17,7 +17,7 @@ import structlog
 from fusion_core import tracing
 from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.failing_workers import SHARED_CAUSES
-from fusion_core.db.pool import POSTGRES_AWAY, connect_pool, queries
+from fusion_core.db.pool import POSTGRES_AWAY, close_pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.storage import Storage
 
@@ -27,11 +27,13 @@ from fusion_worker.doorbell import Doorbell
 from fusion_worker.input_cache import InputCache
 from fusion_worker.metrics import Metrics
 from fusion_worker.readiness import Readiness
+from fusion_worker.retry import connection_within
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.slot import Slot
 from fusion_worker.trainer_process import kill_strays
 
 log = structlog.get_logger()
+REPORT_PATIENCE_S = 5.0
 BUSY_BEATS = 4
 
 
@@ -66,7 +68,7 @@ class Daemon:
                 max_size=4,
                 prepared=self._settings.prepared_statements,
             )
-            stack.push_async_callback(asyncio.wait_for, pool.close(), 10)
+            stack.push_async_callback(close_pool, pool)
             storage = await stack.enter_async_context(Storage(self._settings))
             cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)
             self._machine = Machine(pool, storage, cache, self._settings, self.metrics)
@@ -172,23 +174,24 @@ class Daemon:
 
     async def _register(self) -> bool:
         try:
-            await queries.register_worker(
-                self._machine.pool,
-                id=self._claimer.worker_id,
-                name=self._settings.name or socket.gethostname(),
-                pool=self._settings.pool,
-                spec_version=self._claimer.spec_version,
-                capabilities=list(self._claimer.capabilities),
-                version=version("fusion"),
-                gpus=self._settings.gpus,
-            )
-            await queries.declare_pool(
-                self._machine.pool,
-                worker_id=self._claimer.worker_id,
-                pool=self._settings.pool,
-                gpu_class=self._settings.gpu_class or None if self._settings.gpus else None,
-                gpu_count=self._settings.gpus if self._settings.gpu_class else 0,
-            )
+            async with connection_within(self._machine.pool, REPORT_PATIENCE_S) as connection:
+                await queries.register_worker(
+                    connection,
+                    id=self._claimer.worker_id,
+                    name=self._settings.name or socket.gethostname(),
+                    pool=self._settings.pool,
+                    spec_version=self._claimer.spec_version,
+                    capabilities=list(self._claimer.capabilities),
+                    version=version("fusion"),
+                    gpus=self._settings.gpus,
+                )
+                await queries.declare_pool(
+                    connection,
+                    worker_id=self._claimer.worker_id,
+                    pool=self._settings.pool,
+                    gpu_class=self._settings.gpu_class or None if self._settings.gpus else None,
+                    gpu_count=self._settings.gpus if self._settings.gpu_class else 0,
+                )
         except POSTGRES_AWAY as error:
             log.warning("not_registered", error=str(error))
             return False
@@ -197,9 +200,9 @@ class Daemon:
     async def _report(self, state: str | None = None) -> bool:
         """Say how this worker is, hear what its operator wishes. False: the row is gone, after days of silence."""
         with contextlib.suppress(*POSTGRES_AWAY):
-            async with asyncio.timeout(5):
+            async with connection_within(self._machine.pool, REPORT_PATIENCE_S) as connection:
                 seen = await queries.worker_seen(
-                    self._machine.pool,
+                    connection,
                     id=self._claimer.worker_id,
                     state=state or self._state,
                     job_id=None if self._attempt_now is None else self._attempt_now.job_id,

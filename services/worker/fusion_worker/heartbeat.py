@@ -12,6 +12,7 @@ from fusion_core.db.pool import POSTGRES_AWAY, Pool
 from fusion_core.trainer_protocol import StopReason, write_control
 
 from fusion_worker.metrics import Metrics
+from fusion_worker.retry import connection_within
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -49,15 +50,8 @@ class Heartbeat:
 
     async def _renew(self) -> Renewal:
         """Within two heartbeats: a connection that fell silent must not outlast the lease, nor others like it."""
-        patience_s = self._settings.heartbeat_s
-        async with self._pool.acquire(timeout=patience_s) as connection:
-            try:
-                async with asyncio.timeout(patience_s):
-                    return await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
-            except TimeoutError:
-                connection.terminate()
-                await self._pool.expire_connections()
-                raise
+        async with connection_within(self._pool, self._settings.heartbeat_s) as connection:
+            return await attempts.renew(connection, self._attempt, self._settings.lease_ttl_s)
 
     async def run(self) -> None:
         """Raises LeaseLostError when the job has passed to somebody else."""

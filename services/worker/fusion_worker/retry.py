@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
@@ -11,7 +12,24 @@ from fusion_core.db.pool import POSTGRES_AWAY, Connection, Pool
 log = structlog.get_logger()
 T = TypeVar("T")
 
+_PATIENCE_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+
+@asynccontextmanager
+async def connection_within(pool: Pool, patience_s: float) -> AsyncIterator[Connection]:
+    """A connection and what is done with it, each within `patience_s`; one that fell silent is dropped with all others.
+
+    Given back it would have to be asked first to cancel what it does, over a way that is silent, too.
+    """
+    async with pool.acquire(timeout=patience_s) as connection:
+        try:
+            async with asyncio.timeout(patience_s):
+                yield connection
+        except (TimeoutError, asyncio.CancelledError):
+            connection.terminate()
+            await pool.expire_connections()
+            raise
 
 
 async def with_postgres(pool: Pool, call: Callable[[Connection], Awaitable[T]], *, for_s: float) -> T:
@@ -23,7 +41,7 @@ async def with_postgres(pool: Pool, call: Callable[[Connection], Awaitable[T]], 
     pause = _FIRST_PAUSE_S
     while True:
         try:
-            async with pool.acquire(timeout=10) as connection:
+            async with connection_within(pool, _PATIENCE_S) as connection:
                 return await call(connection)
         except POSTGRES_AWAY as error:
             if time.monotonic() + pause > until:

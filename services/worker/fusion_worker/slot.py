@@ -13,9 +13,11 @@ from fusion_core.db.pool import POSTGRES_AWAY, Connection, Pool
 from fusion_core.db.rows import JobRow
 
 from fusion_worker.readiness import Readiness
+from fusion_worker.retry import connection_within
 from fusion_worker.settings import WorkerSettings
 
 log = structlog.get_logger()
+CLAIM_PATIENCE_S = 5.0
 Claim = Callable[[Connection, UUID], Awaitable[JobRow | None]]
 
 
@@ -55,7 +57,7 @@ class Slot:
             self._unanswered.append(attempt_id)  # also when this is cancelled on its way
             failpoints.hit("claim.before")
             try:
-                async with self._pool.acquire(timeout=5) as connection:
+                async with connection_within(self._pool, CLAIM_PATIENCE_S) as connection:
                     job = await attempts.held_by(connection, unanswered) if unanswered else None
                     job = job or await claim(connection, attempt_id)
             except POSTGRES_AWAY as error:

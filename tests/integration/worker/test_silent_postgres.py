@@ -6,28 +6,34 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.pool import connect_pool
+from fusion_worker import daemon as daemon_module
 from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.metrics import Metrics
 from fusion_worker.settings import WorkerSettings
 
-from tests.faults.proxy import HOST, PASS, Fault, Kind, Proxy
+from tests.faults.proxy import PASS, Fault, Kind, Proxy
 
-from .conftest import POOL, Site, until
+from .conftest import POOL, Site, Start, until
+
+
+def through_proxy(proxy: Proxy, database_url: str) -> str:
+    """The same database, over the link `postgres`."""
+    parts = urlsplit(database_url)
+    assert parts.port is not None
+    host = parts.netloc.rsplit(":", 1)[0]
+    return urlunsplit(parts._replace(netloc=f"{host}:{proxy.link('postgres', parts.port)}"))
 
 
 async def test_a_lease_outlives_a_pool_of_silent_connections(
     site: Site, database_url: str, worker_settings: WorkerSettings, tmp_path: Path
 ) -> None:
     settings = msgspec.structs.replace(worker_settings, heartbeat_s=0.3, lease_ttl_s=20)
-    parts = urlsplit(database_url)
     with Proxy() as proxy:
-        port = proxy.link("postgres", parts.port or 5432)
-        through = urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
-        assert HOST in through
-        pool = await connect_pool(through, application_name="silent", min_size=3, max_size=4)
+        pool = await connect_pool(through_proxy(proxy, database_url), application_name="silent", min_size=3, max_size=4)
         await site.train()
         claimed = await attempts.claim_next(site.pool, Claimer(worker_id=UUID(int=7), pool=POOL), uuid4(), 20)
         assert claimed is not None
@@ -49,3 +55,22 @@ async def test_a_lease_outlives_a_pool_of_silent_connections(
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
             pool.terminate()
+
+
+async def test_a_worker_drains_although_its_connections_fell_silent(
+    site: Site, database_url: str, start_daemon: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "REPORT_PATIENCE_S", 0.3)
+    with Proxy() as proxy:
+        daemon = await start_daemon(database_url=through_proxy(proxy, database_url))
+
+        async def registered() -> bool:
+            return bool(await site.pool.fetchval("select count(*) > 0 from workers where state = 'idle'"))
+
+        await until(registered, "the worker is registered")
+        proxy.set("postgres", Fault(Kind.HALF_OPEN))
+        await asyncio.sleep(0.5)
+        daemon.drain()
+        (running,) = [task for task in asyncio.all_tasks() if "Daemon.run" in repr(task.get_coro())]
+        async with asyncio.timeout(20):  # without patience of their own, two reports would wait for half a minute each
+            await running
