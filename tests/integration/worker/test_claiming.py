@@ -15,6 +15,7 @@ from fusion_core.db.pool import Connection
 from fusion_core.db.rows import JobRow
 from fusion_local.stack import Stack
 from fusion_worker.doorbell import queue_name
+from fusion_worker.readiness import Readiness
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.slot import Slot
 from msgspec import json
@@ -125,7 +126,7 @@ async def test_a_claim_whose_answer_was_lost_is_found_again_and_not_left_to_its_
 ) -> None:
     Path(worker_settings.work_dir).mkdir()
     claimer = Claimer(worker_id=uuid4(), pool=POOL)
-    slot = Slot(site.pool, claimer, worker_settings)
+    slot = Slot(site.pool, claimer, worker_settings, Readiness(worker_settings, site.storage))
     first, _ = await site.train(), await site.train()
 
     async def claim_and_lose_the_answer(connection: Connection, attempt_id: UUID) -> JobRow | None:
