@@ -29,6 +29,7 @@ CHANNEL = "job_ready"
 EXPIRES_S = 60
 
 _REDIS_TIMEOUT_S = 2.0
+_ANSWERED_EVERY_S = 0.05  # as often as an idle worker looks into Redis
 _PROBE_EVERY_S = 15.0
 _PROBE_TIMEOUT_S = 5.0
 _MAX_BACKOFF_S = 10.0
@@ -67,10 +68,14 @@ class Doorbell:
         self._metrics = metrics
         self._ready = Wake(settings.sweep_s)
         self._wakes = {CHANNEL: self._ready, **(wakes or {})}
+        self._backlog_until = 0.0  # by the monotonic clock
 
     async def wait(self) -> None:
-        """Return when a job may be due: one became ready, or a sweep's time has passed."""
-        await self._ready.wait()
+        """Return when a job may be due: one became ready, or a sweep's time has passed.
+
+        As a backlog's rings are answered, the jobs behind them become due, of which nobody is notified: it looks often.
+        """
+        await self._ready.wait(_ANSWERED_EVERY_S if time.monotonic() < self._backlog_until else None)
 
     async def ring_due(self) -> int:
         """Ring once for every job that is due; answers how many rings were sent.
@@ -89,6 +94,9 @@ class Doorbell:
         except (RedisError, OSError) as error:
             self._metrics.ring_errors.inc()
             log.warning("doorbell_unavailable", error=repr(error), advice="workers poll Postgres meanwhile")
+        now = time.monotonic()
+        if sent >= depth or (sent and now < self._backlog_until):
+            self._backlog_until = now + self._settings.sweep_s
         return sent
 
     async def _ring_pool(self, pool: str, rings: Iterable[sweep.Ring]) -> int:

@@ -13,10 +13,11 @@ class Wake:
     def set(self) -> None:
         self._event.set()
 
-    async def wait(self) -> None:
-        """Return once it is set, or after `every_s`."""
+    async def wait(self, at_most_s: float | None = None) -> None:
+        """Return once it is set, or after `every_s`, or `at_most_s` where that is less."""
+        every_s = self._every_s if at_most_s is None else min(self._every_s, at_most_s)
         try:
-            async with asyncio.timeout(self._every_s):
+            async with asyncio.timeout(every_s):
                 await self._event.wait()
         except TimeoutError:
             pass

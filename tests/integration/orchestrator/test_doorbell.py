@@ -31,6 +31,21 @@ async def _listening(metrics: Metrics) -> bool:
     return b"fusion_doorbell_listening 1.0" in metrics.text()
 
 
+async def test_a_backlog_is_rung_for_as_it_is_claimed(
+    world: Any, settings: OrchestratorSettings, eventually: Any
+) -> None:
+    jobs = [await world.queue_job() for _ in range(4)]
+    slow = msgspec.structs.replace(settings, ring_depth=1, sweep_s=3600)
+    async with running(slow):
+        for job in jobs:
+
+            async def rung(job: Any = job) -> bool:
+                return bool(await world.pool.fetchval("select ring_count = 1 from jobs where id = $1", job.id))
+
+            await eventually(rung)
+            await world.claim(job)
+
+
 async def test_an_arq_worker_hears_it(world: Any, settings: OrchestratorSettings) -> None:
     heard = []
 
