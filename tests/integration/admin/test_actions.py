@@ -19,6 +19,7 @@ from .conftest import Ask, check_problem
 from .test_access import routes
 from .test_views import register
 
+NOBODY = UUID(int=1)
 WHY = {"reason": "the GPU burns"}
 FORCE = {"reclaim": {"force": True}}
 TOMORROW = (datetime.now(UTC) + timedelta(days=1)).isoformat()
@@ -134,7 +135,7 @@ async def test_an_action_is_logged_once_however_often_it_is_repeated(world: Worl
     assert (await ask("GET", "/admin/audit?actor=eve")).json() == []
 
 
-@pytest.mark.parametrize("path", [f"/admin/jobs/{uuid4()}/fail", f"/admin/workers/{uuid4()}/drain",
+@pytest.mark.parametrize("path", [f"/admin/jobs/{NOBODY}/fail", f"/admin/workers/{NOBODY}/drain",
                                   "/admin/pools/nowhere/cordon"])  # fmt: skip
 async def test_what_is_not_there_is_not_found(ask: Ask, path: str) -> None:
     check_problem(await ask("POST", path, json=WHY), "not_found")
