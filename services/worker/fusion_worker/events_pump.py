@@ -78,9 +78,13 @@ class EventsPump:
     async def pump(self, watch: StallWatch) -> bool:
         """Take some of what has been written since the last call; False: there was nothing.
 
+        Checkpoints come after the events before them: what follows a checkpoint is computed again if this worker is
+        lost, what precedes it is not.
+
         Raises UntrustedPathError for a path that leads out of the run.
         """
         public: list[WorkerEvent] = []
+        checkpoints: list[CheckpointSaved] = []
         phase = None
         number = None
         for number, event in self._reader.read():
@@ -89,7 +93,7 @@ class EventsPump:
             if isinstance(event, CheckpointSaved | ExportSaved | ShardSaved):
                 inside(self._run_dir, Path(event.path))
             if isinstance(event, CheckpointSaved):
-                await self._on_checkpoint(event)
+                checkpoints.append(event)
             elif isinstance(event, ExportSaved):
                 self.export = event
             elif isinstance(event, ShardSaved):
@@ -107,6 +111,8 @@ class EventsPump:
                 await attempts.append_events(connection, self._attempt, public, phase)
 
             await with_postgres(self._pool, append, for_s=self._settings.isolation_limit_s)
+        for saved in checkpoints:
+            await self._on_checkpoint(saved)
         return number is not None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
@@ -74,3 +75,21 @@ async def test_a_worker_drains_although_its_connections_fell_silent(
         (running,) = [task for task in asyncio.all_tasks() if "Daemon.run" in repr(task.get_coro())]
         async with asyncio.timeout(20):  # without patience of their own, two reports would wait for half a minute each
             await running
+
+
+async def test_no_checkpoint_is_committed_before_the_events_that_precede_it(
+    site: Site, start_daemon: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_events, failures = attempts.append_events, iter(range(5))
+
+    async def away(*arguments: Any, **named: Any) -> int:
+        for _ in failures:
+            raise ConnectionResetError
+        return await append_events(*arguments, **named)
+
+    monkeypatch.setattr(attempts, "append_events", away)
+    job_id = await site.train()
+    await start_daemon()
+    await site.reaches(job_id, "completed")
+    kinds = [(kind, data.get("step")) for kind, data in await site.events(job_id)]
+    assert kinds.index(("checkpoint", 2)) > kinds.index(("metrics", 2))
