@@ -30,11 +30,6 @@ from fusion_core.trainer_protocol import FileEntry, Manifest
 STORAGE_UNAVAILABLE = "storage_unavailable"
 
 
-# How many of the jobs served next a claim looks at: of each account's line so many are read. Almost always the first of
-# them are free; where many claim at once from few lines, more are looked at.
-_LOOKED_AT = (2, 16)
-
-
 class LeaseLostError(Exception):
     """Another attempt has this job, or it has ended: kill the trainer, upload nothing more, drop the work."""
 
@@ -136,13 +131,8 @@ async def claim_next(conn: Connection, claimer: Claimer, attempt_id: UUID, ttl_s
 
     None: there is nothing for this worker to do.
     """
-    for depth in _LOOKED_AT:
-        record = await queries.claim_next_job(
-            conn, **_claim_of(claimer), attempt_id=attempt_id, ttl_s=ttl_s, depth=depth
-        )
-        if record is not None:
-            return JobRow.of(record)
-    return None
+    record = await queries.claim_next_job(conn, **_claim_of(claimer), attempt_id=attempt_id, ttl_s=ttl_s)
+    return JobRow.of(record) if record is not None else None
 
 
 async def held_by(conn: Connection, attempt_ids: Sequence[UUID]) -> JobRow | None:
