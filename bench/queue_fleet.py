@@ -33,7 +33,7 @@ TTL_S = 20.0
 HEARTBEAT_S = 5.0
 LOOK_AGAIN_S = (5.0, 10.0)
 EMPTY_S = 0.005
-DEADLINE_S = 900.0
+DEADLINE_S = 3000.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from fusion_local.processes import base_environment
 from fusion_local.stack import Stack, create_database
 
 HERE = Path(__file__).parent
-CHILD_DEADLINE_S = 1800.0
+CHILD_DEADLINE_S = 3600.0
 _STATEMENTS = """
 select left(regexp_replace(query, '\\s+', ' ', 'g'), 100) as query, calls, total_exec_time as ms, wal_bytes::bigint
 from pg_stat_statements where dbid = (select oid from pg_database where datname = current_database())
