@@ -41,6 +41,7 @@ grant update (epoch, point) on job_metrics to fusion_worker;
 grant update (state) on checkpoints to fusion_worker;
 grant update (status, shard_count, bytes, rows, heldout_rows, skipped_rows, error) on datasets to fusion_worker;
 grant update on workers to fusion_worker;
+grant update (gpu_class, gpu_count) on pools to fusion_worker;
 grant update (id) on claimable to fusion_worker;  -- to lock what it shows; nothing can be written through it
 
 -- A worker's session claims a queued job at its next epoch, or writes to a running one within its attempt. The
