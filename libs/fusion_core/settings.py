@@ -37,7 +37,7 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     s3_endpoint: str
     """Where the services reach S3, as a URL."""
     s3_access_key: Secret
-    """Access key id of a user that may read, write, list and delete in the bucket."""
+    """Access key id of a user with this service's policy of `deploy/policies`."""
     s3_secret_key: Secret
     """Its secret; never logged."""
     s3_public_endpoint: str | None = None
