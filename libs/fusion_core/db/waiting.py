@@ -29,6 +29,7 @@ HELD: frozenset[Reason] = frozenset(
     {"quarantined", "account_paused", "pool_paused", "pool_cordoned", "deadline_passed"}
 )
 
+RECENT_JOBS = 20  # whose mean duration foretells the next
 SAMPLING_WAIT = timedelta(minutes=30)  # as in the view ready_jobs
 
 
@@ -44,3 +45,15 @@ def explain(reasons: Iterable[Reason], *, not_before: datetime, created_at: date
     """The words for what `waits_for` answered of a job that may be claimed from `not_before` on, UTC."""
     until = {"backing_off": not_before, "rehearsal_pool": created_at + SAMPLING_WAIT}
     return [Waiting(reason, SENTENCES[reason], until.get(reason)) for reason in reasons]
+
+
+def expected_wait_s(position: int, idle: int, workers: int, mean_s: float | None) -> float | None:
+    """Seconds until a worker is free: busy ones finish a job every `mean_s / workers` on average (Little's law).
+
+    `workers` are those of `serving_workers`, `idle` the idle of them. None: nobody serves, or nobody knows how long.
+    """
+    if position <= idle:
+        return 0.0
+    if workers == 0 or mean_s is None:
+        return None
+    return mean_s * (position - idle) / workers

@@ -6,12 +6,11 @@ from typing import Any
 import msgspec
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
-from fusion_core.db.waiting import HELD, Waiting, explain
+from fusion_core.db.waiting import HELD, RECENT_JOBS, Waiting, expected_wait_s, explain
 
 from fusion_api.times import shown
 
 MOST_AHEAD = 1000  # counted no further: nobody waits for place 1,001 in particular
-RECENT_JOBS = 20
 
 
 class QueuePlace(msgspec.Struct, frozen=True):
@@ -38,12 +37,3 @@ def place_of(row: Any) -> QueuePlace:
     if wait_s is None or HELD.intersection(row["waits_for"]):
         return QueuePlace(position, None, waits_for)
     return QueuePlace(position, shown(row["earliest"] + timedelta(seconds=wait_s)), waits_for)
-
-
-def expected_wait_s(position: int, idle: int, workers: int, mean_s: float | None) -> float | None:
-    """Seconds until a worker is free: busy ones finish a job every `mean_s / workers` on average (Little's law)."""
-    if position <= idle:
-        return 0.0
-    if workers == 0 or mean_s is None:
-        return None
-    return mean_s * (position - idle) / workers

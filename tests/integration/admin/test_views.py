@@ -119,6 +119,10 @@ async def test_queues_have_depth_age_wait_and_demand(world: World, ask: Ask) -> 
     (queue,) = await seen(ask, "/admin/queues")
     assert (queue["queued"], queue["idle"]) == (2, 1)
     assert queue["expected_wait_s"] == pytest.approx(200), "two go first: one at once on the idle worker"
+    await queries.drain_worker(world.pool, worker_id=world.claimer.worker_id, reason="x")
+    (queue,) = await seen(ask, "/admin/queues")
+    assert (queue["idle"], queue["busy"], queue["draining"]) == (0, 0, 1), "nor does it say so to customers"
+    assert queue["expected_wait_s"] is None, "a drained worker serves nobody"
     await world.pool.execute("insert into pools (name, cordoned_at, cordon_reason) values ('test', now(), 'x')")
     (queue,) = await seen(ask, "/admin/queues")
     assert (queue["cordon_reason"], queue["expected_wait_s"]) == ("x", None)

@@ -7,11 +7,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from fusion_api.job_queue import expected_wait_s
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, WorkerEvent
 from fusion_core.db.pool import queries
-from fusion_core.db.waiting import SENTENCES
+from fusion_core.db.waiting import SENTENCES, expected_wait_s
 from hypothesis import given
 from hypothesis import strategies as st
 

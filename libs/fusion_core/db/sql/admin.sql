@@ -81,9 +81,8 @@ where (:worker_id::uuid is null or id = :worker_id) and (:pool::text is null or 
     and (:state::text is null or state = :state) and (:after::uuid is null or id < :after)
 order by id desc limit :limit;
 
--- name: admin_queues(seen_s, recent, limit)
--- By pool: what waits and who serves. A new job waits as long as busy workers take for those before it (Little's law);
--- unknown where no worker was seen or no job has completed yet.
+-- name: admin_queues(recent, limit)
+-- By pool: what waits and who serves; how long its last jobs took.
 with names as (
     select name from pools
     union select distinct pool from jobs where state in ('queued', 'running')
@@ -94,32 +93,28 @@ with names as (
     from jobs where state in ('queued', 'running') group by pool
 ), waiting as (
     select pool, count(*) as jobs from claimable group by pool
-), serving as (
-    select pool, count(*) filter (where state = 'idle') as idle, count(*) filter (where state = 'busy') as busy,
-        count(*) filter (where state = 'draining') as draining
-    from workers where state <> 'gone' and seen_at > now() - make_interval(secs => :seen_s) group by pool
+), leaving as (
+    select pool, count(*) as draining from workers
+    where state <> 'gone' and (state = 'draining' or drain_requested_at is not null) group by pool
 )
-select q.*, queued - claimable as held,
-    case when cordoned_at is not null then null when claimable < idle then 0 when idle + busy = 0 then null
-        else mean_s * (claimable + 1 - idle) / (idle + busy) end as expected_wait_s
-from (
-    select n.name, p.gpu_class, coalesce(p.gpu_count, 0) as gpu_count, p.cordoned_at, p.cordon_reason,
-        coalesce(o.queued, 0) as queued, coalesce(o.running, 0) as running, coalesce(w.jobs, 0) as claimable,
-        coalesce(extract(epoch from now() - o.oldest), 0)::float8 as oldest_age_s,
-        coalesce(s.idle, 0) as idle, coalesce(s.busy, 0) as busy, coalesce(s.draining, 0) as draining, r.mean_s
-    from names n
-    left join pools p on p.name = n.name
-    left join open o on o.pool = n.name
-    left join waiting w on w.pool = n.name
-    left join serving s on s.pool = n.name
-    cross join lateral (
-        select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
-            select started_at, finished_at from jobs
-            where pool = n.name and state = 'completed' and not internal order by finished_at desc limit :recent
-        ) last
-    ) r
-) q
-order by name limit :limit;
+select n.name, p.gpu_class, coalesce(p.gpu_count, 0) as gpu_count, p.cordoned_at, p.cordon_reason,
+    coalesce(o.queued, 0) as queued, coalesce(o.running, 0) as running, coalesce(w.jobs, 0) as claimable,
+    coalesce(o.queued, 0) - coalesce(w.jobs, 0) as held,
+    coalesce(extract(epoch from now() - o.oldest), 0)::float8 as oldest_age_s,
+    s.idle, s.workers - s.idle as busy, coalesce(d.draining, 0) as draining, r.mean_s
+from names n
+left join pools p on p.name = n.name
+left join open o on o.pool = n.name
+left join waiting w on w.pool = n.name
+left join leaving d on d.pool = n.name
+cross join lateral serving_workers(n.name) s
+cross join lateral (
+    select avg(extract(epoch from finished_at - started_at))::float8 as mean_s from (
+        select started_at, finished_at from jobs
+        where pool = n.name and state = 'completed' and not internal order by finished_at desc limit :recent
+    ) last
+) r
+order by n.name limit :limit;
 
 -- name: webhook_endpoints_behind(after, limit)
 -- Endpoints with deliveries that wait or have failed.

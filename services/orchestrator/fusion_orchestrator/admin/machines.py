@@ -1,22 +1,22 @@
 """Workers, the leases they hold, and the queues they serve."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from fusion_core.db.pool import queries
+from fusion_core.db.waiting import RECENT_JOBS, expected_wait_s
 from fusion_http.paging import After, Limit, page
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
 from fusion_orchestrator.admin.auth import viewer
-from fusion_orchestrator.admin.overview import WORKER_SEEN_S
 from fusion_orchestrator.admin.rows import of_row
 from fusion_orchestrator.service import Service
 
-RECENT_JOBS = 50  # whose mean duration foretells the next
 MAX_POOLS = 500
 PoolName = Annotated[str | None, QueryParameter(name="pool", max_length=64)]
 
@@ -63,7 +63,8 @@ class AdminWorker(msgspec.Struct, frozen=True, kw_only=True):
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """A pool. `claimable` of the `queued` could start now; `demand` is the slots that would all be busy, as in metrics.
 
-    `expected_wait_s` is that of a job submitted now: null where nothing is known to serve it.
+    `idle` and `busy` workers serve it, `draining` ones no longer do. `expected_wait_s` is that of a job submitted now:
+    null where nothing is known to serve it.
     """
 
     name: str
@@ -112,6 +113,15 @@ async def list_workers(
 
 @get("/queues", guards=[viewer], summary="Queues by pool: depth, oldest age, expected wait, demand")
 async def list_queues(service: NamedDependency[Service]) -> list[Queue]:
-    rows = queries.admin_queues(service.pool, seen_s=WORKER_SEEN_S, recent=RECENT_JOBS, limit=MAX_POOLS)
+    rows = queries.admin_queues(service.pool, recent=RECENT_JOBS, limit=MAX_POOLS)
     demand = {row["pool"]: row["slots"] async for row in queries.pool_demand(service.pool)}
-    return [of_row(Queue, row, demand=demand.get(row["name"], 0)) async for row in rows]
+    return [
+        of_row(Queue, row, demand=demand.get(row["name"], 0), expected_wait_s=_wait_of_next_s(row))
+        async for row in rows
+    ]
+
+
+def _wait_of_next_s(row: Mapping[str, Any]) -> float | None:
+    if row["cordoned_at"] is not None:
+        return None
+    return expected_wait_s(row["claimable"] + 1, row["idle"], row["idle"] + row["busy"], row["mean_s"])
