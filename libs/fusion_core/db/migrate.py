@@ -8,6 +8,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+import asyncpg
 import structlog
 
 from fusion_core.db.pool import connect, queries
@@ -16,6 +17,8 @@ from fusion_core.money import DEFAULT_PRICES
 from fusion_core.settings import SettingsError, read_setting
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+STATEMENT_TIMEOUT_S = 3600.0  # an index of a large table takes minutes
+LOCK_PATIENCE_S = 20.0  # for a table: whoever waits for it has everybody else wait behind
 _LOCK = 0x667573696F6E  # "fusion"
 
 
@@ -23,17 +26,22 @@ class MigrationChangedError(RuntimeError):
     """A migration that has been applied was edited afterwards: write a new one instead."""
 
 
+class TableInUseError(RuntimeError):
+    """Somebody's transaction has held a table that a migration changes for LOCK_PATIENCE_S."""
+
+
 async def migrate(url: str) -> list[str]:
     """Bring the schema and the services' rights up to date; answers the names applied now.
 
     The advisory lock lives as long as the transaction, so a pooler in front of Postgres does no harm.
-    Raises MigrationChangedError.
+    Raises MigrationChangedError, TableInUseError.
     """
-    connection = await connect(url, application_name="fusion-migrate")
+    connection = await connect(url, application_name="fusion-migrate", statement_timeout_s=STATEMENT_TIMEOUT_S)
     applied_now: list[str] = []
     try:
         async with connection.transaction():
             await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute(f"set local lock_timeout = {LOCK_PATIENCE_S * 1000:.0f}")
             await connection.execute(
                 "create table if not exists schema_migrations "
                 "(name text primary key, sha256 text not null, applied_at timestamptz not null default now())"
@@ -51,6 +59,11 @@ async def migrate(url: str) -> list[str]:
                     raise MigrationChangedError(f"{path.name} was changed after it was applied; add a new migration")
             await queries.insert_prices(connection, version=1, price_table=DEFAULT_PRICES)
             await grant_roles(connection)
+    except asyncpg.LockNotAvailableError as error:
+        raise TableInUseError(
+            f"a transaction has held a table for {LOCK_PATIENCE_S:.0f} s; nothing was changed. Find it in"
+            " pg_stat_activity (the oldest xact_start), end it or wait, and migrate again"
+        ) from error
     finally:
         await connection.close()
     return applied_now

@@ -9,7 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from fusion_core.db import migrate as migrations
-from fusion_core.db.migrate import MigrationChangedError, migrate
+from fusion_core.db.migrate import MigrationChangedError, TableInUseError, migrate
 from fusion_local.stack import Stack, create_database
 
 
@@ -53,3 +53,24 @@ async def test_a_migration_that_fails_leaves_nothing(
     connection = await asyncpg.connect(empty_url)
     assert await connection.fetchval("select to_regclass('good') is null and to_regclass('schema_migrations') is null")
     await connection.close()
+
+
+async def test_a_table_in_use_ends_a_migration_with_nothing_changed(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path)
+    monkeypatch.setattr(migrations, "grant_roles", AsyncMock())
+    monkeypatch.setattr(migrations, "LOCK_PATIENCE_S", 0.1)
+    (tmp_path / "0001_first.sql").write_text("create table prices (version int primary key, price_table jsonb)")
+    await migrate(empty_url)
+    (tmp_path / "0002_more.sql").write_text("create table more (id int); alter table prices add column more int")
+    reader = await asyncpg.connect(empty_url)
+    try:
+        async with reader.transaction():
+            await reader.fetch("select from prices")
+            with pytest.raises(TableInUseError, match="nothing was changed"):
+                await migrate(empty_url)
+        assert await reader.fetchval("select to_regclass('more') is null")
+        assert await migrate(empty_url) == ["0002_more.sql"]
+    finally:
+        await reader.close()

@@ -128,6 +128,7 @@ async def test_a_deleted_account_leaves_stubs_of_its_ledger_and_no_object(
     await world.webhook("https://example.com/hook", "job.failed")
     account_id = await delete_account(world, conn)
     await close_account(conn, account_id, "test", "said twice")
+    await world.webhook("https://example.com/late", "job.failed")  # a request that was under way
     assert await conn.fetchval("select count(*) from audit_log where action = 'delete_account'") == 1
     assert (await retention.enforce(conn, settings))["closed accounts"] == 0, "a job of it still runs"
     assert await conn.fetchval("select state from jobs where id = $1", waiting.id) == "cancelled"

@@ -78,6 +78,8 @@ with the_jobs as (
     delete from uploads where account_id = :account_id
 ), keys as (
     delete from api_keys where account_id = :account_id
+), hooks as (
+    delete from webhook_endpoints where account_id = :account_id
 ), repeats as (
     delete from idempotency_keys where account_id = :account_id
 ), pauses as (

@@ -28,6 +28,7 @@ _EXPECTED_ERRORS = (
     OperatorError,
     UnknownAccountError,
     migrate.MigrationChangedError,
+    migrate.TableInUseError,
     *POSTGRES_AWAY,
     asyncpg.PostgresError,
     BotoCoreError,
