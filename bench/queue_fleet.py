@@ -23,8 +23,9 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import Worker, func
 from fusion_core import s3_keys
-from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, Claimer, LeaseLostError, NewCheckpoint, NewModel, WorkerEvent
+from fusion_core.db import attempts, checkpoints
+from fusion_core.db.attempts import Attempt, Claimer, LeaseLostError, NewModel, WorkerEvent
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from queue_world import CONFIG, MANIFEST, POOL
@@ -181,7 +182,7 @@ class Fleet:
                 manifest=MANIFEST,
                 format_version=1,
             )
-            await self._call("commit_checkpoint", attempts.commit_checkpoint, attempt, checkpoint)
+            await self._call("commit_checkpoint", checkpoints.commit_checkpoint, attempt, checkpoint)
         model = NewModel(
             name=f"model-{job.idempotency_key}",
             params=2,

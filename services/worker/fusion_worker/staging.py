@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import structlog
 from fusion_core import s3_keys
-from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, Checkpoint
+from fusion_core.db import checkpoints
+from fusion_core.db.attempts import Attempt
+from fusion_core.db.checkpoints import Checkpoint
 from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.job_spec import ContractSpec, FinetuneSpec, IngestSpec, SampleSpec, TrainSpec, read_customer_spec
@@ -163,7 +164,7 @@ class Stager:
         folder = run_dir / "resume"
 
         async def committed(connection: Any) -> list[Checkpoint]:
-            return await attempts.readable_checkpoints(connection, job.id)
+            return await checkpoints.readable_checkpoints(connection, job.id)
 
         limit = self._settings.isolation_limit_s
         for checkpoint in await with_postgres(self._pool, committed, for_s=limit):
@@ -179,7 +180,7 @@ class Stager:
                 reason = str(error)
 
                 async def mark(connection: Any, lost: Checkpoint = checkpoint, reason: str = reason) -> None:
-                    await attempts.mark_checkpoint_lost(connection, attempt, lost, reason)
+                    await checkpoints.mark_checkpoint_lost(connection, attempt, lost, reason)
 
                 await with_postgres(self._pool, mark, for_s=limit)
             else:

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import structlog
 from fusion_core import failpoints, s3_keys, tracing
-from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, LeaseLostError, NewCheckpoint
+from fusion_core.db import checkpoints
+from fusion_core.db.attempts import Attempt, LeaseLostError
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import Pool
 from fusion_core.storage import ObjectCorruptError, Storage
 from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, CheckpointSaved, FileEntry, Manifest
@@ -141,7 +142,7 @@ class CheckpointUploader:
 
     async def _tell(self, saved: CheckpointSaved, reason: str) -> None:
         async def note(connection: Any) -> None:
-            await attempts.note_failed_checkpoint(connection, self._attempt, saved.step, reason)
+            await checkpoints.note_failed_checkpoint(connection, self._attempt, saved.step, reason)
 
         await with_postgres(self._pool, note, for_s=self._settings.isolation_limit_s)
 
@@ -164,7 +165,7 @@ class CheckpointUploader:
         )
 
         async def commit(connection: Any) -> None:
-            await attempts.commit_checkpoint(connection, self._attempt, checkpoint)
+            await checkpoints.commit_checkpoint(connection, self._attempt, checkpoint)
 
         failpoints.hit("checkpoint_row.before")
         await with_postgres(self._pool, commit, for_s=self._settings.isolation_limit_s)

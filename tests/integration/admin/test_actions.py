@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from fusion_core.db import attempts, webhooks
+from fusion_core.db import attempts, checkpoints, webhooks
 from fusion_core.db.attempts import LeaseLostError
 from fusion_core.db.pool import queries
 from fusion_orchestrator.service import Service
@@ -144,13 +144,13 @@ async def test_what_is_not_there_is_not_found(ask: Ask, path: str) -> None:
 async def test_a_requeued_job_goes_on_elsewhere_and_its_old_worker_has_no_say(world: World, ask: Ask) -> None:
     attempt = await world.running()
     async with world.pool.acquire() as conn:
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
     assert (await ask("POST", f"/admin/jobs/{attempt.job_id}/requeue", json=WHY)).json()["after"]["state"] == "queued"
     async with world.pool.acquire() as conn:
         with pytest.raises(LeaseLostError):
             await attempts.renew(conn, attempt, 20)
         with pytest.raises(LeaseLostError):
-            await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 6))
+            await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 6))
         with pytest.raises(LeaseLostError):
             await attempts.complete_training(conn, attempt, world.new_model(attempt), {})
     job = await world.job(attempt.job_id)

@@ -4,7 +4,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fusion_core.db import attempts, webhooks
+from fusion_core.db import attempts, checkpoints, webhooks
 from fusion_core.db.pool import queries
 
 from tests.integration.db.conftest import World
@@ -80,7 +80,7 @@ async def test_a_job_shows_its_attempts_events_and_checkpoints(world: World, ask
     await register(world)
     attempt = await world.running()
     async with world.pool.acquire() as conn:
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
         await attempts.release(conn, attempt)
     second = await world.claim(await world.job(attempt.job_id))
     shown = await seen(ask, f"/admin/jobs/{attempt.job_id}")
@@ -143,7 +143,7 @@ async def test_webhooks_that_are_behind_show_no_more_than_their_host(world: Worl
 async def test_storage_by_kind_is_what_rows_name(world: World, ask: Ask) -> None:
     attempt = await world.running()
     async with world.pool.acquire() as conn:
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
         await attempts.complete_training(conn, attempt, world.new_model(attempt), {})
     ingest = await world.ingest()
     reading = await world.claim(ingest)

@@ -11,8 +11,9 @@ from fusion_api.app import create_app
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
-from fusion_core.db import attempts
-from fusion_core.db.attempts import Attempt, Claimer, NewCheckpoint, NewModel
+from fusion_core.db import attempts, checkpoints
+from fusion_core.db.attempts import Attempt, Claimer, NewModel
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.problems import PROBLEMS
 from fusion_core.settings import CommonSettings
@@ -101,7 +102,7 @@ class Customer:
         manifest = Manifest((FileEntry("state", 10, "0" * 64),))
         new = NewCheckpoint(step=step, turn_end=False, s3_prefix=prefix, manifest=manifest, format_version=1)
         async with self.pool.acquire() as conn:
-            await attempts.commit_checkpoint(conn, attempt, new)
+            await checkpoints.commit_checkpoint(conn, attempt, new)
         listed = (await self.send("GET", f"/api/jobs/{attempt.job_id}/checkpoints?limit=1")).json()
         return str(listed[0]["id"])
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fusion_core.db import attempts
 from fusion_core.db.attempts import WorkerEvent
+from fusion_core.db.checkpoints import readable_checkpoints
 
 NewCustomer = Callable[..., Awaitable[Any]]
 Problem = Callable[[httpx.Response, str], Any]
@@ -111,7 +112,7 @@ async def test_an_older_checkpoint_makes_a_new_job_with_its_own_price(customer: 
     )
     attempt = await customer.claim(made["id"])
     async with customer.pool.acquire() as conn:
-        (checkpoint,) = await attempts.readable_checkpoints(conn, attempt.job_id)
+        (checkpoint,) = await readable_checkpoints(conn, attempt.job_id)
     assert checkpoint.step == 3000
     assert job_id in checkpoint.s3_prefix
     await customer.complete(attempt)

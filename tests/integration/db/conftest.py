@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from fusion_core import s3_keys
 from fusion_core.db import attempts, jobs
-from fusion_core.db.attempts import Attempt, Claimer, NewCheckpoint, NewModel, NewShard
+from fusion_core.db.attempts import Attempt, Claimer, NewModel, NewShard
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.growth_plan import plan_growth

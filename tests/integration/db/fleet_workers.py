@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
-from fusion_core.db import attempts
+from fusion_core.db import attempts, checkpoints
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, WorkerEvent
 from fusion_core.db.pool import queries
 from fusion_core.db.rehearsal_pools import complete_sample
@@ -154,12 +154,12 @@ class Workers(Customers):
     async def checkpoint(self, attempt: Attempt, step: int) -> None:
         checkpoint = self.world.new_checkpoint(attempt, step)
         self.bucket.put(checkpoint.s3_prefix, checkpoint.manifest)
-        await self.write(attempts.commit_checkpoint, attempt, checkpoint)
+        await self.write(checkpoints.commit_checkpoint, attempt, checkpoint)
 
     async def lose_checkpoint(self, attempt: Attempt) -> None:
-        readable = await attempts.readable_checkpoints(self.conn, attempt.job_id)
+        readable = await checkpoints.readable_checkpoints(self.conn, attempt.job_id)
         if readable:
-            await self.write(attempts.mark_checkpoint_lost, attempt, readable[0], "damaged")
+            await self.write(checkpoints.mark_checkpoint_lost, attempt, readable[0], "damaged")
 
     async def complete(self, attempt: Attempt) -> None:
         kind = (await self.row(attempt.job_id)).type

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fusion_core.db import attempts, jobs, webhooks
+from fusion_core.db import attempts, checkpoints, jobs, webhooks
 from fusion_core.db.attempts import WorkerEvent
 from fusion_orchestrator.event_counts import count_events
 from fusion_orchestrator.figures import Figures
@@ -59,7 +59,7 @@ async def test_the_age_of_the_last_checkpoint_of_running_jobs(world: Any) -> Non
     await world.pool.execute("update jobs set claimed_at = now() - interval '2 h'")
     async with world.pool.acquire() as conn:
         await attempts.append_events(conn, old, [WorkerEvent(1, "phase", {})], "training")
-        await attempts.commit_checkpoint(conn, fresh, world.new_checkpoint(fresh, 5))
+        await checkpoints.commit_checkpoint(conn, fresh, world.new_checkpoint(fresh, 5))
     metrics = Metrics()
     await Figures(world.pool, metrics).refresh()
     oldest = metrics.registry.get_sample_value("fusion_checkpoint_age_seconds", {"pool": "test"})

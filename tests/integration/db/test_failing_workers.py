@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
-from fusion_core.db import attempts
+from fusion_core.db import attempts, checkpoints
 from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.jobs import submit_job
 from fusion_core.db.pool import queries
@@ -96,7 +96,7 @@ async def test_whatever_the_worker_gets_done_clears_it(world: Any, progress: str
     attempt = await world.running()
     async with world.pool.acquire() as conn:
         if progress == "checkpoint":
-            await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 1))
+            await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 1))
         else:
             await attempts.complete_training(conn, attempt, world.new_model(attempt), {})
     assert await failures(world, [claimer]) == [0]

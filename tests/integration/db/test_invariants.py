@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fusion_core.db import attempts, jobs
+from fusion_core.db import attempts, checkpoints, jobs
 from fusion_core.db.attempts import WorkerEvent
 
 from tests.integration.db.invariants import History, all_jobs, unsettled, violations
@@ -17,13 +17,13 @@ async def lived(world: Any) -> Any:
         await attempts.append_events(
             conn, attempt, [WorkerEvent(1, "grown", {}), WorkerEvent(2, "metrics", {"step": 1})]
         )
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
         again = await world.claim(await attempts.release(conn, attempt))
-        await attempts.commit_checkpoint(conn, again, world.new_checkpoint(again, 10))
+        await checkpoints.commit_checkpoint(conn, again, world.new_checkpoint(again, 10))
         await attempts.complete_training(conn, again, world.new_model(again), {})
         other = await world.running()
         await attempts.append_events(conn, other, [WorkerEvent(1, "grown", {})])
-        await attempts.commit_checkpoint(conn, other, world.new_checkpoint(other, 5))
+        await checkpoints.commit_checkpoint(conn, other, world.new_checkpoint(other, 5))
         await jobs.cancel_job(conn, (await world.job(other.job_id)).account_id, other.job_id)
         await attempts.obey(conn, other)
         last = await world.running()

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fusion_core.db import attempts, jobs, sweep
+from fusion_core.db import attempts, checkpoints, jobs, sweep
 from fusion_core.db.attempts import Attempt, CancelPendingError, LeaseLostError, WorkerEvent
 
 
@@ -49,11 +49,11 @@ Write = Callable[[Any, Any, Attempt], Awaitable[object]]
 WRITES: dict[str, Write] = {
     "renew": lambda world, conn, attempt: attempts.renew(conn, attempt, 20),
     "append_events": lambda world, conn, attempt: attempts.append_events(conn, attempt, [WorkerEvent(1, "phase", {})]),
-    "commit_checkpoint": lambda world, conn, attempt: attempts.commit_checkpoint(
+    "commit_checkpoint": lambda world, conn, attempt: checkpoints.commit_checkpoint(
         conn, attempt, world.new_checkpoint(attempt, 5)
     ),
-    "mark_checkpoint_lost": lambda world, conn, attempt: attempts.mark_checkpoint_lost(
-        conn, attempt, attempts.Checkpoint(1, 1, "x", world.new_checkpoint(attempt, 1).manifest, 1), "gone"
+    "mark_checkpoint_lost": lambda world, conn, attempt: checkpoints.mark_checkpoint_lost(
+        conn, attempt, checkpoints.Checkpoint(1, 1, "x", world.new_checkpoint(attempt, 1).manifest, 1), "gone"
     ),
     "complete_training": lambda world, conn, attempt: attempts.complete_training(
         conn, attempt, world.new_model(attempt), {}

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from fusion_core.db import attempts, jobs, sweep
+from fusion_core.db import attempts, checkpoints, jobs, sweep
 from fusion_core.db.attempts import Attempt, WorkerEvent
 from fusion_core.db.pool import OwnConnection, connect_pool, prepare_connection, queries
 from fusion_core.db.rows import JobRow
@@ -81,8 +81,8 @@ async def test_a_jobs_life_needs_no_session(world: Any, conn: Any) -> None:
     attempt = await claim(conn, world, job, 1)
     assert (await attempts.renew(conn, attempt, 20)) == attempts.Renewal(cancel=False, stop=False)
     assert await attempts.append_events(conn, attempt, [WorkerEvent(1, "metrics", {"step": 1, "loss": 1.0})]) == 1
-    await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
-    assert [one.step for one in await attempts.readable_checkpoints(conn, job.id)] == [5]
+    await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 5))
+    assert [one.step for one in await checkpoints.readable_checkpoints(conn, job.id)] == [5]
     await jobs.stop_job(conn, job.account_id, job.id)
     assert (await attempts.obey(conn, attempt)).state == "stopped"
     await jobs.resume_job(conn, job.account_id, job.id)

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from fusion_core.db import attempts, jobs, sweep
+from fusion_core.db import attempts, checkpoints, jobs, sweep
 from fusion_core.db.attempts import LeaseLostError, WorkerEvent
 from fusion_core.db.endings import frozen_estimate
 from fusion_core.db.pool import queries
@@ -18,7 +18,7 @@ async def test_submit_claim_complete_is_one_model_one_bill_and_unbroken_events(w
     async with world.pool.acquire() as conn:
         await attempts.append_events(conn, attempt, [WorkerEvent(1, "phase", {"phase": "growing"})], "growing")
         await attempts.append_events(conn, attempt, [WorkerEvent(2, "grown", {})])
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 10))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 10))
         done = await attempts.complete_training(conn, attempt, world.new_model(attempt), {"tokens": 1})
         again = await attempts.complete_training(conn, attempt, world.new_model(attempt), {"tokens": 1})
     assert (done.state, done.retries, done.last_checkpoint_step) == ("completed", 0, 10)
@@ -87,9 +87,9 @@ async def test_losing_workers_without_progress_quarantines_and_progress_resets(w
         attempt = await world.claim(await world.job(job.id))
         async with world.pool.acquire() as conn:
             if loss == 1:
-                await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 1))
+                await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 1))
             if loss == 2:
-                await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 2))
+                await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 2))
             await world.expire(job.id)
             (requeued,) = await sweep.reclaim_expired(conn)
     assert requeued.losses == LOSS_LIMIT
@@ -128,7 +128,7 @@ async def test_a_checkpoint_resets_the_crash_budget(world: Any) -> None:
         await world.be_due(job.id)
         attempt = await world.claim(await world.job(job.id))
         async with world.pool.acquire() as conn:
-            await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, crash))
+            await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, crash))
             after = await attempts.crash(conn, attempt, "trainer_crashed", "exit 9")
     assert (after.state, after.retries) == ("queued", CRASH_BUDGET + 1)
 
@@ -188,7 +188,7 @@ async def test_cancel_after_growth_pays_growth_and_committed_steps_only(world: A
     job = await world.job(attempt.job_id)
     async with world.pool.acquire() as conn:
         await attempts.append_events(conn, attempt, [WorkerEvent(1, "grown", {})])
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 10))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 10))
         await jobs.cancel_job(conn, job.account_id, job.id)
         await attempts.obey(conn, attempt)
     (paid,) = await world.ledger(job.id)
@@ -201,14 +201,14 @@ async def test_stop_and_resume_go_on_from_the_checkpoint(world: Any) -> None:
     attempt = await world.running()
     account_id = (await world.job(attempt.job_id)).account_id
     async with world.pool.acquire() as conn:
-        await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 4))
+        await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 4))
         await jobs.stop_job(conn, account_id, attempt.job_id)
         await attempts.obey(conn, attempt)
         resumed = await jobs.resume_job(conn, account_id, attempt.job_id)
         assert resumed is not None
         assert (resumed.state, resumed.stop_requested_at, resumed.status) == ("queued", None, "queued")
-        checkpoints = await attempts.readable_checkpoints(conn, attempt.job_id)
-    assert [checkpoint.step for checkpoint in checkpoints] == [4]
+        readable = await checkpoints.readable_checkpoints(conn, attempt.job_id)
+    assert [checkpoint.step for checkpoint in readable] == [4]
     await world.claim(resumed)
 
 
@@ -226,12 +226,12 @@ async def test_lost_checkpoint_falls_back_and_says_so(world: Any) -> None:
     attempt = await world.running()
     async with world.pool.acquire() as conn:
         for step in (3, 6):
-            await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, step))
-            await attempts.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, step))
-        newest, older = await attempts.readable_checkpoints(conn, attempt.job_id)
-        await attempts.mark_checkpoint_lost(conn, attempt, newest, "hash differs")
+            await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, step))
+            await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, step))
+        newest, older = await checkpoints.readable_checkpoints(conn, attempt.job_id)
+        await checkpoints.mark_checkpoint_lost(conn, attempt, newest, "hash differs")
         assert (await world.job(attempt.job_id)).last_checkpoint_step == 3
-        await attempts.mark_checkpoint_lost(conn, attempt, older, "hash differs")
+        await checkpoints.mark_checkpoint_lost(conn, attempt, older, "hash differs")
     assert (await world.job(attempt.job_id)).last_checkpoint_step == 0
     assert (await world.event_types(attempt.job_id)).count("checkpoint_lost") == 2
 

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 from fusion_core import s3_keys
-from fusion_core.db import attempts
-from fusion_core.db.attempts import NewCheckpoint, NewShard
+from fusion_core.db import attempts, checkpoints
+from fusion_core.db.attempts import NewShard
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import queries
 from fusion_core.storage import ListedObject, Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
@@ -42,7 +43,7 @@ async def test_a_live_attempts_objects_stay_and_a_dead_ones_go_unless_a_row_name
     torn = await put(storage, f"{s3_keys.checkpoint(prefix, 20)}/state.safetensors", f"{prefix}/export/config.json")
     new = NewCheckpoint(step=10, turn_end=False, s3_prefix=checkpoint, manifest=Manifest(()), format_version=1)
     async with world.pool.acquire() as conn:
-        await attempts.commit_checkpoint(conn, attempt, new)
+        await checkpoints.commit_checkpoint(conn, attempt, new)
     assert (await prune(world, storage)).attempt_objects == 0
     await world.lose(attempt)
     assert (await prune(world, storage)).attempt_objects == len(torn)
@@ -61,7 +62,7 @@ async def test_a_row_committed_after_the_listing_still_protects(world: Any, stor
         if listed == "jobs/":
             new = NewCheckpoint(step=10, turn_end=False, s3_prefix=prefix, manifest=Manifest(()), format_version=1)
             async with world.pool.acquire() as conn:
-                await attempts.commit_checkpoint(conn, attempt, new)
+                await checkpoints.commit_checkpoint(conn, attempt, new)
             await world.lose(attempt)
 
     storage.list_prefix = list_then_commit  # type: ignore[method-assign]

@@ -9,9 +9,10 @@ from uuid import UUID
 import msgspec
 import pytest
 from fusion_core import s3_keys
-from fusion_core.db import attempts
+from fusion_core.db import attempts, checkpoints
 from fusion_core.db.account_deletion import UnknownAccountError, close_account
-from fusion_core.db.attempts import Attempt, NewCheckpoint
+from fusion_core.db.attempts import Attempt
+from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import OwnConnection, connect, queries
 from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT
 from fusion_core.storage import Storage
@@ -47,7 +48,7 @@ async def saved(world: Any, attempt: Attempt, *steps: int, turn_ends: tuple[int,
             step=step, turn_end=step in turn_ends, s3_prefix=prefix, manifest=Manifest(()), format_version=1
         )
         async with world.pool.acquire() as connection:
-            await attempts.commit_checkpoint(connection, attempt, new)
+            await checkpoints.commit_checkpoint(connection, attempt, new)
 
 
 async def kept_steps(conn: OwnConnection, job_id: UUID) -> list[int]:
@@ -65,7 +66,7 @@ async def test_a_job_that_may_go_on_keeps_its_newest_checkpoints_and_each_turns_
     await conn.execute("update checkpoints set created_at = now() - interval '2 h' where step < 50")
     assert await took(conn, settings) == {"superseded checkpoints": 2}
     assert await kept_steps(conn, attempt.job_id) == [20, 40, 50]
-    newest = await attempts.readable_checkpoints(conn, attempt.job_id)
+    newest = await checkpoints.readable_checkpoints(conn, attempt.job_id)
     assert newest[0].step == await conn.fetchval("select last_checkpoint_step from jobs where id = $1", attempt.job_id)
 
 
