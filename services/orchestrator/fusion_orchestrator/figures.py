@@ -18,7 +18,7 @@ from fusion_orchestrator.metrics import Metrics
 _DEADLINE_S = 5.0
 _FRESH_S = 1.0
 _REST = 5.0  # times what a pass took
-_SILENT_S = 60.0
+SILENT_S = 60.0  # workers report every few seconds
 AGE_BUCKETS_S = (60, 300, 600, 1800, 3600, 4 * 3600)
 
 
@@ -43,7 +43,7 @@ class Figures:
                 self._show_jobs([row async for row in queries.jobs_by_state(conn)])
                 self._show_demand([row async for row in queries.pool_demand(conn)])
                 self._show_checkpoints([row async for row in queries.checkpoint_ages(conn)])
-                self._show_workers([row async for row in queries.workers_by_state(conn, silent_s=_SILENT_S)])
+                self._show_workers([row async for row in queries.workers_by_state(conn, silent_s=SILENT_S)])
                 self._show_holds(await queries.holds(conn))
                 self._metrics.overdue.set(await queries.overdue_leases(conn))
                 self._metrics.outbox_depth.set(await queries.outbox_depth(conn))

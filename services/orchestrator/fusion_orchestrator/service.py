@@ -1,4 +1,4 @@
-"""The orchestrator's loops: listen, ring, sweep, expire, prune, webhooks. Each outlives any error or pass."""
+"""The orchestrator's loops: listen, ring, sweep, expire, retention, prune, webhooks. Each outlives any error."""
 
 import asyncio
 import random

@@ -20,6 +20,7 @@ from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Reject
 from fusion_core.untrusted_files import read_untrusted
 
 from fusion_worker import crash_reason
+from fusion_worker.crash_reason import NoOutputError
 from fusion_worker.events_pump import EventsPump
 from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.input_cache import InputCache
@@ -189,7 +190,7 @@ class AttemptRunner:
     async def _complete_training(self, result: dict[str, object]) -> None:
         export = self._pump.export
         if export is None:
-            raise RuntimeError("the trainer finished without an export")
+            raise NoOutputError("the trainer finished without an export")
         prefix = s3_keys.export(self._prefix)
         folder = Path(export.path)
         with tracing.span("upload export", {"fusion.bytes": export.manifest.size}, kind="client"):
@@ -207,7 +208,7 @@ class AttemptRunner:
     async def _complete_sample(self) -> None:
         """The pool goes beside its base, each file under its own hash: a zombie can only write the same again."""
         if not self._pump.shards:
-            raise RuntimeError("the trainer finished without a pool")
+            raise NoOutputError("the trainer finished without a pool")
 
         async def read(connection: Any) -> Any:
             return await queries.base_of_job(connection, job_id=self._job.id)

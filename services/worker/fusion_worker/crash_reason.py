@@ -12,8 +12,8 @@ from fusion_worker.uploads import UploadFailedError, first_of
 
 _MESSAGE_CHARACTERS = 500
 # What a device or its driver says when it is broken. Messages of the CUDA runtime are listed in the documentation of
-# cudaError_t, Xid numbers in NVIDIA's "XID Errors".
-# Only at the head of an exception's own line, or of the driver's: anywhere else it may be a row of the customer's.
+# cudaError_t, Xid numbers in NVIDIA's "XID Errors". Only at the head of
+# an exception's own line, or of the driver's: anywhere else it may be a row of the customer's.
 _GPU_FAULT = re.compile(
     r"(?:\[rank\d+\]: ?)?[\w.]*Error: (?:CUDA error: (?P<cuda>.*)|.*CUDNN_STATUS_INTERNAL_ERROR|.*GPU is lost)"
     r"|NVRM: .*(?:\bXid\b|fallen off the bus)"
@@ -23,6 +23,10 @@ _OF_PROGRAM = re.compile(
     r"out of memory|device-side assert|illegal memory access|misaligned address|invalid argument|invalid configuration"
     r"|no kernel image|too many resources|stream is capturing"
 )
+
+
+class NoOutputError(Exception):
+    """The trainer said that it has finished, without what it was to make."""
 
 
 class CrashReason(NamedTuple):
@@ -49,6 +53,8 @@ def of_daemon(error: Exception) -> CrashReason:
     message = str(error)[-_MESSAGE_CHARACTERS:] or type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CrashReason("disk_full", message)
+    if isinstance(error, NoOutputError):
+        return CrashReason("trainer_crashed", message)
     cause = error.__cause__ if isinstance(error, UploadFailedError) and error.__cause__ is not None else error
     if is_outage(first_of(cause)):
         return CrashReason(STORAGE_UNAVAILABLE, message)

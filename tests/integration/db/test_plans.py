@@ -38,10 +38,10 @@ OF_CUSTOMERS = (
     "get_base_model", "get_model", "get_dataset", "lock_job",
 )  # fmt: skip
 OF_WORKERS = (
-    "claim_job", "claim_next_job", "due_rings", "renew_lease", "get_claim", "lock_attempt", "append_event",
+    "claim_job", "claim_next_job", "due_rings", "renew_lease", "get_claim", "get_held", "lock_attempt", "append_event",
     "append_attempt_events", "commit_checkpoint", "readable_checkpoints", "request_cancel", "request_stop",
     "complete_training", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job",
-    "expired_leases", "expired_stops", "overdue_jobs", "base_of_job",
+    "expired_leases", "expired_stops", "overdue_jobs", "base_of_job", "checkpoint_age", "worker_seen",
 )  # fmt: skip
 OF_WEBHOOKS = (
     "list_webhooks", "get_webhook", "list_deliveries", "get_delivery", "replay_delivery", "take_outbox",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from fusion_core.storage import ObjectMissingError
-from fusion_worker.crash_reason import of_daemon, of_trainer
+from fusion_worker.crash_reason import NoOutputError, of_daemon, of_trainer
 from fusion_worker.uploads import UploadFailedError
 
 
@@ -52,6 +52,7 @@ def refusal(status: int, code: str) -> ClientError:
         (OSError(errno.ENOSPC, "full"), "disk_full"),
         (UploadFailedError("the export"), "upload_failed"),
         (LookupError("a bug"), "inputs_unavailable"),
+        (NoOutputError("finished without an export"), "trainer_crashed"),
         (ObjectMissingError("key"), "inputs_unavailable"),
         (refusal(404, "NoSuchBucket"), "inputs_unavailable"),
         (refusal(403, "AccessDenied"), "inputs_unavailable"),

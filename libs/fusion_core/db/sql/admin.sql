@@ -24,7 +24,8 @@ where (:actor::text is null or actor = :actor) and (:target_type::text is null o
     and (:target::text is null or target = :target) and (:after::uuid is null or id < :after)
 order by id desc limit :limit;
 
--- name: admin_overview(seen_s)^
+-- name: admin_overview(silent_s)^
+-- Silent workers are those of workers_by_state.
 select
     (select coalesce(jsonb_object_agg(state, jobs), '{}') from (
         select state, count(*) as jobs from jobs where state in ('queued', 'running', 'stopped') group by state
@@ -34,8 +35,10 @@ select
     (select coalesce(jsonb_object_agg(state, workers), '{}') from (
         select state, count(*) as workers from workers where state <> 'gone' group by state
     ) w) as workers,
-    (select count(*) from workers where state <> 'gone' and seen_at < now() - make_interval(secs => :seen_s))
-        as silent_workers,
+    (
+        select count(*) from workers w where state <> 'gone' and seen_at < now() - make_interval(secs => :silent_s)
+            and not exists (select from jobs j where j.id = w.job_id and j.lease_owner = w.id)
+    ) as silent_workers,
     array(select name from pools where cordoned_at is not null order by name) as cordoned_pools,
     (select last_sweep_at from sweeps) as last_sweep_at;
 

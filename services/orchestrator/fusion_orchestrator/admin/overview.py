@@ -10,9 +10,9 @@ from litestar.di import NamedDependency
 
 from fusion_orchestrator.admin.auth import viewer
 from fusion_orchestrator.admin.rows import of_row
+from fusion_orchestrator.figures import SILENT_S
 from fusion_orchestrator.service import Service
 
-WORKER_SEEN_S = 60.0  # workers report every few seconds
 MAX_PAUSES = 200
 
 
@@ -27,7 +27,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs and workers by state; `silent_workers` have not reported for a minute and are not marked gone.
+    """Jobs and workers by state; `silent_workers` neither reported for a minute nor hold a lease.
 
     `outbox` counts events that wait to become deliveries, `webhooks_due` deliveries that are due and not done.
     """
@@ -47,7 +47,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
 @get("/overview", guards=[viewer], summary="How everything is")
 async def get_overview(service: NamedDependency[Service]) -> Overview:
-    row = await queries.admin_overview(service.pool, seen_s=WORKER_SEEN_S)
+    row = await queries.admin_overview(service.pool, silent_s=SILENT_S)
     pauses = [of_row(Pause, pause) async for pause in queries.list_pauses(service.pool, limit=MAX_PAUSES)]
     backlog = await queries.webhook_backlog(service.pool)
     return of_row(
