@@ -18,7 +18,6 @@ from fusion_core.storage import ListedObject, Storage
 from fusion_orchestrator.base_model_import import IMPORTING
 
 DEFAULT_MIN_AGE = timedelta(days=1)
-DEFAULT_MODEL_DAYS = 7  # for which the files of a deleted model are kept
 
 log = structlog.get_logger()
 
@@ -34,15 +33,18 @@ class PruneReport(msgspec.Struct):
 
 
 class Pruner:
-    """One pass over a bucket. Several may run at once: deleting twice is harmless."""
+    """One pass over a bucket. Several may run at once: deleting twice is harmless.
+
+    The files of a deleted model are kept for `model_days`.
+    """
 
     def __init__(
         self,
         pool: Pool,
         storage: Storage,
         *,
+        model_days: int,
         min_age: timedelta = DEFAULT_MIN_AGE,
-        model_days: int = DEFAULT_MODEL_DAYS,
         dry_run: bool = False,
     ) -> None:
         self._pool = pool

@@ -79,7 +79,7 @@ class Fleet(Workers):
 
     async def prune(self) -> None:
         with structlog.testing.capture_logs():
-            await Pruner(self.world.pool, self.bucket).run()  # type: ignore[arg-type]  # a bucket in memory
+            await Pruner(self.world.pool, self.bucket, model_days=7).run()  # type: ignore[arg-type]  # a bucket in memory
 
     async def retain(self) -> None:
         with structlog.testing.capture_logs():

@@ -30,7 +30,7 @@ async def put(storage: Storage, *names: str) -> set[str]:
 
 
 async def prune(world: Any, storage: Storage, *, min_age: timedelta = AT_ONCE, dry_run: bool = False) -> PruneReport:
-    return await Pruner(world.pool, storage, min_age=min_age, dry_run=dry_run).run()
+    return await Pruner(world.pool, storage, model_days=7, min_age=min_age, dry_run=dry_run).run()
 
 
 async def test_a_live_attempts_objects_stay_and_a_dead_ones_go_unless_a_row_names_them(

@@ -15,11 +15,13 @@ from fusion_core.db.attempts import Attempt
 from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import OwnConnection, connect, queries
 from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT
+from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import Manifest
 from fusion_orchestrator import retention
+from fusion_orchestrator.admin_cli.storage import prune_as
 from fusion_orchestrator.prune import Pruner
-from fusion_orchestrator.settings import OrchestratorSettings
+from fusion_orchestrator.settings import OrchestratorSettings, RetentionSettings
 
 AT_ONCE = timedelta(seconds=-60)
 
@@ -150,7 +152,7 @@ async def test_a_deleted_account_leaves_stubs_of_its_ledger_and_no_object(
         async with world.pool.acquire() as connection:
             await attempts.renew(connection, held, 20)
     await storage.put_bytes(f"{prefix}/export/from-a-zombie", b"x")
-    await Pruner(world.pool, storage, min_age=AT_ONCE).run()
+    await Pruner(world.pool, storage, model_days=7, min_age=AT_ONCE).run()
     assert [item.key async for item in storage.list_prefix("")] == []
 
 
@@ -176,7 +178,7 @@ async def test_the_operators_own_account_cannot_be_deleted(conn: OwnConnection) 
 
 
 async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored(
-    world: Any, conn: OwnConnection, storage: Storage
+    world: Any, conn: OwnConnection, storage: Storage, common_settings: CommonSettings
 ) -> None:
     job = await world.queue_job()
     attempt = await world.claim(job)
@@ -191,9 +193,11 @@ async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored
     async with world.pool.acquire() as connection:
         await attempts.fail(connection, attempt, "invalid_row", "no")
     await queries.delete_model(conn, model_id=model_id)
-    assert (await Pruner(world.pool, storage, min_age=AT_ONCE).run()).attempt_objects == 0
+    assert (await Pruner(world.pool, storage, model_days=7, min_age=AT_ONCE).run()).attempt_objects == 0
     assert await queries.restore_model(conn, model_id=model_id, days=7) is not None
     await queries.delete_model(conn, model_id=model_id)
     await conn.execute("update models set deleted_at = now() - interval '8 d'")
     assert await queries.restore_model(conn, model_id=model_id, days=7) is None
-    assert (await Pruner(world.pool, storage, min_age=AT_ONCE).run()).attempt_objects == 1
+    longer = RetentionSettings(**msgspec.structs.asdict(common_settings), deleted_model_days=9)
+    assert (await prune_as(longer, AT_ONCE, dry_run=False)).attempt_objects == 0, "the command keeps to the settings"
+    assert (await Pruner(world.pool, storage, model_days=7, min_age=AT_ONCE).run()).attempt_objects == 1

@@ -7,7 +7,6 @@ from uuid import UUID
 import msgspec
 import typer
 from fusion_core.db.pool import queries
-from fusion_core.settings import CommonSettings
 
 from fusion_orchestrator import retention
 from fusion_orchestrator.admin_cli.running import connected, fail, out, run, settings, stores
@@ -26,7 +25,7 @@ def prune(
     The orchestrator does this every hour by itself. Objects that belong to a job which this database does not know
     are never touched, and counted as unknown.
     """
-    report = run(_prune(settings(), timedelta(hours=min_age_hours), dry_run))
+    report = run(prune_as(settings(RetentionSettings), timedelta(hours=min_age_hours), dry_run=dry_run))
     for field, count in msgspec.structs.asdict(report).items():
         out.print(f"{field.replace('_', ' '):20} {count}")
 
@@ -68,6 +67,8 @@ async def _restore(periods: RetentionSettings, model: UUID) -> Any:
         return await queries.restore_model(conn, model_id=model, days=periods.deleted_model_days)
 
 
-async def _prune(common: CommonSettings, min_age: timedelta, dry_run: bool) -> PruneReport:
-    async with stores(common) as (pool, storage):
-        return await Pruner(pool, storage, min_age=min_age, dry_run=dry_run).run()
+async def prune_as(periods: RetentionSettings, min_age: timedelta, *, dry_run: bool) -> PruneReport:
+    """One pass as these settings say. Raises what Pruner.run raises."""
+    async with stores(periods) as (pool, storage):
+        days = periods.deleted_model_days
+        return await Pruner(pool, storage, min_age=min_age, model_days=days, dry_run=dry_run).run()
