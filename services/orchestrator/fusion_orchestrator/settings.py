@@ -34,7 +34,7 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     admin_port: int = 8002
     """Where the admin endpoints answer; 0: any free port, which the log names."""
     lease_ttl_s: float = 20.0
-    """How long a lease lives without a heartbeat; workers must have the same."""
+    """How long a lease lives without a heartbeat; workers and orchestrators must have the same."""
     sweep_s: float = 2.0
     """How often expired leases and unrung jobs are looked for."""
     sweep_gap_s: float = 10.0
@@ -52,12 +52,12 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     retention_every_s: float = 3600.0
     """How often what is older than its period is taken away."""
     webhook_key: Secret | None = None
-    """Webhook secrets are derived from it; the api must have the same. Unset: webhooks are off."""
+    """Webhook secrets are derived from it; apis and orchestrators must have the same. Unset: webhooks are off."""
     webhook_allow_http: bool = False
-    """Take webhook URLs that begin with http://, too; the api must have the same."""
+    """Take webhook URLs that begin with http://, too; apis and orchestrators must have the same."""
     webhook_allow_private: str = ""
     """Hosts, addresses and CIDR networks, separated by commas, that webhooks may go to although they are not public;
-    the api must have the same."""
+    apis and orchestrators must have the same."""
     webhook_concurrency: int = 32
     """At most this many webhooks are sent at once by one replica."""
     shutdown_s: float = 10.0
