@@ -1,8 +1,11 @@
-"""One connection a process hears of new events and wakes the streams of their jobs."""
+"""One connection a process looks for new events of the jobs that streams follow, and wakes those streams.
+
+It asks several times a second instead of having Postgres notify: a transaction that notifies holds one lock for the
+whole server until its commit is on disk, so that every worker's events would wait for every other's (docs/scale.md).
+"""
 
 import asyncio
 import contextlib
-import itertools
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self, TypeVar
@@ -15,15 +18,14 @@ from fusion_core.db.pool import POSTGRES_AWAY, OwnConnection, connect, queries
 log = structlog.get_logger()
 T = TypeVar("T")
 RECONNECT_S = 1.0
-POLL_S = 2.0
-KEY_POLL_S = 0.5  # a stream ends within a second of its key's end
+POLL_S = 0.25  # a stream ends within a second of its key's end, too
 
 
 class EventHub:
-    """Rings the bells of streams. A missed notification costs them POLL_S, never an event.
+    """Rings the bells of streams, within POLL_S of an event.
 
-    However many streams follow a job, an event costs one look into Postgres, and looking for missed notifications one
-    for all jobs together.
+    One question serves all jobs that are followed; however many streams follow a job, an event costs one look into
+    Postgres.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -38,7 +40,7 @@ class EventHub:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._listen())
+        self._task = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -98,34 +100,24 @@ class EventHub:
         for bell in self._bells.get(job_id, ()):
             bell.set()
 
-    def _notified(self, _connection: Any, _pid: int, _channel: str, job_id: object) -> None:
-        with contextlib.suppress(ValueError):
-            if (known := UUID(str(job_id))) in self._bells:
-                self._ring(known)
-
-    async def _listen(self) -> None:
+    async def _watch(self) -> None:
         while True:
             try:
-                connection = await connect(self._database_url, application_name="fusion-api-listen")
+                connection = await connect(self._database_url, application_name="fusion-api-events")
                 try:
-                    await connection.add_listener("job_event", self._notified)
-                    for number in itertools.count():
-                        if connection.is_closed():
-                            break
-                        await self._poll_keys(connection)
-                        if number % max(1, round(POLL_S / KEY_POLL_S)) == 0:
+                    while not connection.is_closed():
+                        if self._bells:
+                            await self._poll_keys(connection)
                             await self._poll(connection)
-                        await asyncio.sleep(KEY_POLL_S)
+                        await asyncio.sleep(POLL_S)
                 finally:
                     connection.terminate()
             except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
-                log.warning("listen_lost", error=str(error), again_in_s=RECONNECT_S)
+                log.warning("events_out_of_sight", error=str(error), again_in_s=RECONNECT_S)
             await asyncio.sleep(RECONNECT_S)
 
     async def _poll_keys(self, connection: OwnConnection) -> None:
-        """Ring the streams whose key has ended, one question for all of this process."""
-        if not self._keys:
-            return
+        """Ring the streams whose key has ended."""
         async for row in queries.ended_api_keys(connection, key_ids=list(self._keys)):
             if row["id"] in self._keys:
                 self._dead_keys.add(row["id"])
@@ -133,7 +125,7 @@ class EventHub:
                     bell.set()
 
     async def _poll(self, connection: OwnConnection) -> None:
-        """What no notification told."""
+        """Ring the streams of each job that has an event since the last time."""
         async for row in queries.event_seqs(connection, job_ids=list(self._bells)):
             if row["id"] in self._bells and self._seqs.get(row["id"]) != row["event_seq"]:
                 self._seqs[row["id"]] = row["event_seq"]

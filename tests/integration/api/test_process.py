@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fusion_core.db.pool import queries
 from fusion_core.storage import Storage
 from fusion_local.stack import Stack
 
@@ -107,13 +108,13 @@ async def test_connections_that_postgres_ends_at_any_moment_are_never_a_fault_of
         for _ in range(60):
             requests = [asyncio.create_task(one()) for one in (follow, follow, look, look, look)]
             await asyncio.sleep(random.uniform(0, 0.04))
-            await customer.pool.execute("select pg_notify('job_event', $1)", job_id)
+            await queries.append_event(customer.pool, job_id=job_id, type="notice", data={})
             while not all(request.done() for request in requests):
                 await customer.pool.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity"
                     " where application_name = 'fusion-api' and datname = current_database()"
                 )
                 await asyncio.sleep(random.uniform(0, 0.01))
-                await customer.pool.execute("select pg_notify('job_event', $1)", job_id)
+                await queries.append_event(customer.pool, job_id=job_id, type="notice", data={})
             await asyncio.gather(*requests)  # a stream that was cut off raises here
     assert statuses == {200, 503}
