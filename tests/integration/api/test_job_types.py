@@ -49,7 +49,8 @@ async def test_a_missing_or_unknown_type_is_named_with_those_that_exist(
 async def test_fields_of_another_type_are_unknown(customer: Any, base_model_id: str, problem: Problem) -> None:
     body = {"type": "contract", "base_model_id": base_model_id, "hyperparams": {"turns": 2, "contraction_ration": 0.5}}
     assert await refusals(customer, problem, body) == {
-        "/base_model_id": "unknown field; known: idempotency_key, priority, compute, labels, description, hyperparams, dataset_id",
+        "/base_model_id": "unknown field; known: idempotency_key, priority, compute, labels, description,"
+        " hyperparams, dataset_id",
         "/hyperparams/turns": "unknown field; known: contraction_ratio, num_layers_to_contract, output_name,"
         " train_steps, importance, lr, seq_len, batch_size, precision, seed, source_model_id",
         "/hyperparams/contraction_ration": "unknown field; did you mean 'contraction_ratio'?",
