@@ -74,3 +74,17 @@ async def test_a_table_in_use_ends_a_migration_with_nothing_changed(
         assert await migrate(empty_url) == ["0002_more.sql"]
     finally:
         await reader.close()
+
+
+async def test_functions_with_their_owners_rights_look_for_nothing_among_the_callers_objects(database_url: str) -> None:
+    """A caller's temporary view of a table's name would otherwise run in its place, with the owner's rights."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = await connection.fetch(
+            "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
+        )
+    finally:
+        await connection.close()
+    assert rows
+    paths = {row["proname"]: row["proconfig"] for row in rows}
+    assert {name: path for name, path in paths.items() if path != ["search_path=public, pg_temp"]} == {}
