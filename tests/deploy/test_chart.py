@@ -209,6 +209,26 @@ def test_the_schema_migrates_before_the_new_release_and_after_a_trial_store_is_t
         assert job["metadata"]["annotations"]["helm.sh/hook"] == hook
 
 
+def test_each_service_has_its_own_login_and_key_where_they_are_given() -> None:
+    own = {
+        "postgres": {"existingSecret": "pg", "keys": {"apiUrl": "a", "orchestratorUrl": "o", "workerUrl": "w"}},
+        "s3": STORES["s3"] | {"secretOf": {"worker": "s3-worker"}},
+        "workerPools": {"h100x1": POOLS["h100x1"]},
+    }
+    found = {}
+    for name, manifest in (of_kind(STORES | own, "Deployment") | of_kind(STORES | own, "Job")).items():
+        (spec,) = pod_specs(manifest)
+        volumes = {volume["name"]: volume["secret"] for volume in spec["volumes"] if "secret" in volume}
+        found[name] = (volumes["postgres"]["items"][0]["key"], volumes["s3"]["secretName"])
+    assert found == {
+        "demo-fusion-api": ("a", "fusion-s3"),
+        "demo-fusion-orchestrator": ("o", "fusion-s3"),
+        "demo-fusion-ingest": ("w", "s3-worker"),
+        "demo-fusion-worker-h100x1": ("w", "s3-worker"),
+        "demo-fusion-migrate": ("url", "fusion-s3"),
+    }
+
+
 def test_workers_reach_the_stores_and_nothing_else() -> None:
     policies = of_kind(CASES["everything"], "NetworkPolicy")
     assert policies["demo-fusion-default"]["spec"]["policyTypes"] == ["Ingress", "Egress"]

@@ -73,10 +73,10 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* role: "worker" takes the restricted database role where its URL is given. */}}
+{{/* role: api, orchestrator, worker or migrate; each takes what is its own where that is given. */}}
 {{- define "fusion.storeVolumes" -}}
 {{- $v := .root.Values -}}
-{{- $url := and (eq .role "worker") $v.postgres.keys.workerUrl | default $v.postgres.keys.url -}}
+{{- $url := get $v.postgres.keys (printf "%sUrl" .role) | default $v.postgres.keys.url -}}
 - name: postgres
   secret:
     secretName: {{ include "fusion.storeSecret" (dict "root" .root "store" "postgres") }}
@@ -89,7 +89,7 @@ capabilities: {drop: [ALL]}
     items: [{key: {{ $v.redis.keys.url | quote }}, path: url}]
 - name: s3
   secret:
-    secretName: {{ include "fusion.storeSecret" (dict "root" .root "store" "s3") }}
+    secretName: {{ get $v.s3.secretOf .role | default (include "fusion.storeSecret" (dict "root" .root "store" "s3")) }}
     defaultMode: 0440
     items:
       - {key: {{ $v.s3.keys.accessKey | quote }}, path: access-key}

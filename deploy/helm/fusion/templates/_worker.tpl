@@ -48,6 +48,7 @@ spec:
         - {name: FUSION_WORK_DIR, value: /var/lib/fusion}
         {{- if gt (int $pool.gpu.count) 0 }}
         - {name: FUSION_DEVICE, value: cuda}
+        - {name: FUSION_GPU_CLASS, value: {{ $pool.gpu.class | quote }}}
         - {name: FUSION_NUM_PROCESSES, value: {{ $pool.gpu.count | quote }}}
         {{- else }}
         - {name: FUSION_DEVICE, value: cpu}
