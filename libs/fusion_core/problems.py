@@ -78,6 +78,7 @@ _ALL = (
     ),
     Problem("trainer_crashed", None, "The trainer died without an outcome", "It is retried from its last checkpoint."),
     Problem("trainer_stalled", None, "The trainer hung", "It was killed and is retried from its last checkpoint."),
+    Problem("node_lost", None, "A machine of the group was lost", "The job goes on from its last checkpoint."),
     Problem("failed_by_operator", None, "The operator ended the job", "The message says why; ask the operator."),
     Problem(
         "gpu_fault", None, "The worker's GPU reported a fault", "It is retried elsewhere; operators: see its drain."

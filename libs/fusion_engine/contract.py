@@ -86,7 +86,7 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
     before = _measure(source, text, accelerator)
     diagnosis = diagnose(source, base, run, text, reporter)
     reporter.obey(progress.step)
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:
         with complete_or_absent(run_dir / CONTRACTED_FOLDER) as partial:
             write_model(partial, contracted_model(base, diagnosis.kept, diagnosis.down))
             write_config(partial, _contracted_config(base, plan))

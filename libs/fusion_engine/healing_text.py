@@ -57,7 +57,7 @@ def prepare_text(
     check_seq_len(base.config, hyperparams.seq_len)
     pool = run.pool_files or _sample(run_dir, run, base, accelerator, reporter)
     fault: tuple[Any, ...] | None = None
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:
         try:
             _write_rows(folder, run, base, pool)
         except RejectedError as error:

@@ -199,7 +199,7 @@ def _grow(
     plan, folder = run.growth_plan, run_dir / GROWN_FOLDER
     if state is None:
         reporter.phase("growing")
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:  # machines of a group share no disk
         grow(base, plan, folder)
     accelerator.wait_for_everyone()
     if state is not None:

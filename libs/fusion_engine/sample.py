@@ -65,7 +65,7 @@ def write_pool(
         count = min(ROWS_PER_BATCH, rows - number * ROWS_PER_BATCH)
         mine.append((number, sample_batch(model, start_id(base), count, seq_len, seed + number)))
     batches = sorted(gather_object(mine), key=lambda batch: int(batch[0]))
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:  # every machine reads its own
         with complete_or_absent(folder) as partial, (partial / POOL_FILE).open("wb") as file:
             for _, batch in batches:
                 file.writelines(msgspec.json.encode(PoolRow(row.tolist())) + b"\n" for row in batch)

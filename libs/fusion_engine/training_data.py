@@ -53,14 +53,14 @@ class RowSettings:
 def prepare_data(
     folder: Path, run: EngineRun, base: BaseFolder, accelerator: Accelerator, settings: RowSettings
 ) -> TrainingData:
-    """Tokenize and pack into `folder`; the main process writes and the others wait for it.
+    """Tokenize and pack into `folder`; one process of each machine writes and the others wait for it.
 
     Raises RejectedError, on every rank: validation_failed for a seq_len beyond the model's positions,
     dataset_too_short, and what RowTokenizer.documents raises.
     """
     check_seq_len(base.config, settings.seq_len)
     fault: tuple[Any, ...] | None = None
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:
         try:
             _write_rows(folder, run, base, settings.seq_len)
         except RejectedError as error:
@@ -88,7 +88,8 @@ def _padding_notice(train: PackedRows) -> tuple[Notice, ...]:
 
 
 def raise_on_every_rank(fault: tuple[Any, ...] | None, accelerator: Accelerator) -> None:
-    """The main process' fault: the others would wait for it for ever."""
+    """The main process' fault: the others would wait for it for ever. Past this, every machine's files are written."""
+    accelerator.wait_for_everyone()
     box = [fault]
     if accelerator.num_processes > 1:
         broadcast_object_list(box)

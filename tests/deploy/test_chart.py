@@ -30,11 +30,13 @@ TRIAL: dict[str, Any] = {
 POOLS: dict[str, Any] = {
     "h100x1": {"gpu": {"class": "h100", "count": 1}, "max": 4, "min": 1},
     "a100x8": {"mode": "scaledjob", "gpu": {"class": "a100", "count": 8}, "max": 2, "spot": True},
+    "h100x16": {"mode": "jobset", "nodes": 2, "gpu": {"class": "h100", "count": 8}, "max": 2},
     "plain": {"scratch": {"size": "9Gi", "storageClass": "emptyDir"}, "runtimeClass": "nvidia", "priorityClass": "low"},
 }
 EVERYTHING: dict[str, Any] = {
     "workerPools": POOLS,
     "scaling": {"keda": True},
+    "groups": {"existingSecret": "fusion-groups"},
     "api": {
         "autoscaling": {"enabled": True},
         "ingress": {"enabled": True, "host": "fusion.example.com", "className": "nginx", "tlsSecret": "tls"},
@@ -203,6 +205,22 @@ def test_a_scaled_pool_is_drained_gently_and_its_running_jobs_survive_a_change()
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+def test_each_group_of_nodes_restarts_by_itself_and_hears_nobody_else() -> None:
+    groups = of_kind(CASES["everything"], "JobSet")
+    name = "demo-fusion-worker-h100x16-1"
+    assert sorted(groups) == ["demo-fusion-worker-h100x16-0", name]
+    (replicated,) = groups[name]["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert (job["completions"], job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (2, 0, "Never")
+    env = {item["name"]: item.get("value") for item in job["template"]["spec"]["containers"][0]["env"]}
+    assert env["FUSION_LEADER_HOST"] == f"{name}-group-0-0.{name}"
+    assert env["FUSION_GROUP_SECRET_FILE"] == "/etc/fusion/group/secret"
+    assert "FUSION_EXIT_AFTER_JOBS" not in env, "a group serves job after job: its followers would wait for a leader"
+    policy = of_kind(CASES["everything"], "NetworkPolicy")[name]["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= job["template"]["metadata"]["labels"].items()
+    assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}]}]
+
+
 def test_the_schema_migrates_before_the_new_release_and_after_a_trial_store_is_there() -> None:
     for case, hook in (("external stores", "pre-install,pre-upgrade"), ("trial stores", "post-install,pre-upgrade")):
         job = of_kind(CASES[case], "Job")["demo-fusion-migrate"]
@@ -235,6 +253,7 @@ def test_workers_reach_the_stores_and_nothing_else() -> None:
     allowed = [
         name for name, policy in policies.items()
         if policy["spec"].get("egress") and "worker" in json.dumps(policy["spec"]["podSelector"])
+        and "fusion/group" not in policy["spec"]["podSelector"].get("matchLabels", {})  # to each other alone
     ]  # fmt: skip
     assert allowed == ["demo-fusion-stores"]
     blocks = [peer["ipBlock"]["cidr"] for rule in policies["demo-fusion-stores"]["spec"]["egress"]
@@ -249,6 +268,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown mode": (STORES | {"workerPools": {"a": {"mode": "daemonset"}}}, "mode"),
     "a pool's bad name": (STORES | {"workerPools": {"A_1": {}}}, "A_1"),
     "the readers' pool": (STORES | {"workerPools": {"cpu": {}}}, "cpu"),
+    "nodes without a group": (STORES | {"workerPools": {"a": {"nodes": 2}}}, "mode"),
+    "a group of one": (STORES | {"workerPools": {"a": {"mode": "jobset"}}}, "nodes"),
+    "a group without a secret": (STORES | {"workerPools": {"a": {"mode": "jobset", "nodes": 2}}}, "existingSecret"),
     "a grace too short": (STORES | {"workerPools": {"a": {"gracePeriodSeconds": 5}}}, "gracePeriodSeconds"),
     "a variable that is no setting": (STORES | {"api": {"env": {"PATH": "/"}}}, "PATH"),
     "a bad quantity": (STORES | {"trialStorage": {"size": "much"}}, "size"),

@@ -111,12 +111,12 @@ class Platform:
         for number, port in enumerate(self.orchestrator_ports):
             self._start(f"orchestrator-{number}", "fusion_orchestrator", port=port)
 
-    def start_worker(self, pool: str, failpoint: str = "") -> str:
+    def start_worker(self, pool: str, failpoint: str = "", **changes: object) -> str:
         """A worker of this pool; answers its name. Each has its own folder."""
         self._numbers += 1
         name = f"worker-{pool}-{self._numbers}"
         settings = {"pool": pool, "work_dir": self.root / name, "device": "cpu", "failpoint": failpoint}
-        self._start(name, "fusion_worker", **settings)
+        self._start(name, "fusion_worker", **(settings | changes))
         return name
 
     def ensure_worker(self, name: str, pool: str) -> str:

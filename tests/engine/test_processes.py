@@ -1,6 +1,7 @@
 """Two processes on CPU (gloo): they train one model, resume to the same bytes, and agree about a fault of one."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,28 @@ def test_two_processes_train_one_model_and_resume_to_the_same_bytes(make_run: Ma
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(whole)
     assert outcome(resumed).result == result
+
+
+def test_two_machines_without_a_common_disk_train_the_bytes_of_one_with_two_processes(make_run: MakeRun) -> None:
+    one, leader, follower = (make_run(name, num_processes=2) for name in ("one", "leader", "follower"))
+    assert attempt(one).returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    launcher += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    nodes = [
+        subprocess.Popen([*launcher, f"--node_rank={rank}", "-m", "fusion_engine", str(run_dir)], env=env)
+        for rank, run_dir in enumerate((leader, follower))
+    ]
+    try:
+        assert [node.wait(timeout=200) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert exported(leader) == exported(one)
+    assert not (follower / "events.jsonl").exists()
 
 
 def test_the_wrong_number_of_processes_is_refused(make_run: MakeRun) -> None:

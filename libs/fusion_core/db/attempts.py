@@ -28,6 +28,7 @@ from fusion_core.states import CRASH_BUDGET, State
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
 STORAGE_UNAVAILABLE = "storage_unavailable"
+NODE_LOST = "node_lost"
 
 
 class LeaseLostError(Exception):
@@ -297,7 +298,8 @@ async def fail(
 async def crash(conn: Connection, attempt: Attempt, code: str, message: str) -> JobRow:
     """An attempt that ended without an outcome: requeued, until the budget of crashes without progress is spent.
 
-    An outage of S3 spends no budget: every job that it met would fail. The job's deadline bounds it.
+    An outage of S3 spends no budget: every job that it met would fail. The job's deadline bounds it. A node lost
+    from a group counts as a worker lost does.
 
     Raises LeaseLostError.
     """
@@ -307,6 +309,8 @@ async def crash(conn: Connection, attempt: Attempt, code: str, message: str) -> 
             return pending
         if code == STORAGE_UNAVAILABLE:
             return await requeue(conn, job, "crash", {"code": code, "message": message}, outage=True)
+        if code == NODE_LOST:
+            return await requeue(conn, job, "lost", {"code": code, "message": message})
         if code == failing_workers.GPU_FAULT:
             await failing_workers.blame_gpu(conn, job, message)
         if job.crashes + 1 >= CRASH_BUDGET:

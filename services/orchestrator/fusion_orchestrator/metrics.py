@@ -79,6 +79,7 @@ class Metrics:
             self.billed.labels(job_type)
         for reason in ("lost", "drain"):
             self.interruptions.labels(reason, "none")
+        self.interruptions.labels("lost", "node_lost")
         for code in CRASH_CODES:
             self.interruptions.labels("crash", code)
 

@@ -1,4 +1,4 @@
-"""python -m fusion_worker: the daemon of one slot."""
+"""python -m fusion_worker: the daemon of one slot, or of a machine that follows another."""
 
 import asyncio
 import os
@@ -11,6 +11,8 @@ from fusion_core.undumpable import forbid_dumps
 
 from fusion_worker.confinement import TrainerUser
 from fusion_worker.daemon import Daemon
+from fusion_worker.follower import Follower
+from fusion_worker.group import GroupIncompleteError
 from fusion_worker.settings import WorkerSettings
 
 
@@ -26,8 +28,11 @@ def main() -> None:
     logs.configure("worker", settings.log_format)
     if os.geteuid() == 0 and user is None:
         structlog.get_logger().warning("trainers_run_as_root", hint="set FUSION_TRAINER_USER, or start as another user")
+    daemon = Follower(settings) if settings.node_rank else Daemon(settings)
     try:
-        asyncio.run(Daemon(settings).run())
+        asyncio.run(daemon.run())
+    except GroupIncompleteError as error:
+        sys.exit(str(error))
     finally:
         tracing.close()
 

@@ -16,12 +16,13 @@ from fusion_core.db.pool import Pool, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.stack_dump import innermost_frame
 from fusion_core.storage import Storage
-from fusion_core.trainer_protocol import REPORT_FILE, Finished, Manifest, Rejected, Stopped, write_control
+from fusion_core.trainer_protocol import REPORT_FILE, Finished, IngestRun, Manifest, Rejected, Stopped, write_control
 from fusion_core.untrusted_files import read_untrusted
 
 from fusion_worker import crash_reason
 from fusion_worker.crash_reason import NoOutputError
 from fusion_worker.events_pump import EventsPump
+from fusion_worker.group import Followers, Group
 from fusion_worker.heartbeat import Heartbeat
 from fusion_worker.input_cache import InputCache
 from fusion_worker.metrics import Metrics
@@ -44,6 +45,8 @@ class Machine(NamedTuple):
     cache: InputCache
     settings: WorkerSettings
     metrics: Metrics
+    group: Group | None = None
+    """The other machines of the slot."""
 
 
 class AttemptRunner:
@@ -56,6 +59,7 @@ class AttemptRunner:
         self._prefix = s3_keys.attempt(attempt.job_id, attempt.epoch, attempt.attempt_id)
         self._run_dir = Path(machine.settings.work_dir) / "runs" / f"{job.id}-{attempt.epoch}"
         self._trainer: TrainerProcess | None = None
+        self._followers: Followers | None = None
         self._grace_over = False
         self.crash_code: str | None = None
         """Of the crash that ended the attempt, if one did."""
@@ -80,6 +84,8 @@ class AttemptRunner:
         finally:
             if self._trainer is not None:
                 await self._trainer.kill()
+            if self._followers is not None:
+                self._followers.close()
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     async def _run_guarded(self) -> None:
@@ -127,7 +133,15 @@ class AttemptRunner:
             return
         if self._heartbeat.stop_reason is not None:  # asked to stop before there was a trainer to tell
             write_control(self._run_dir, self._heartbeat.stop_reason)
+        if self._machine.group is not None and not isinstance(run, IngestRun):
+            self._followers = self._machine.group.take()
+            fault = await self._followers.prepare(run, self._run_dir, stager.staged)
+            if fault is not None:
+                await self._crash(*fault)
+                return
         self._trainer = await TrainerProcess.launch(run, self._run_dir, self._machine.settings)
+        if self._followers is not None:
+            await self._followers.launch()
         try:
             await self._follow(StallWatch(self._machine.settings.stall_s, data_bytes_of(run)))
         except TrainerStalledError as error:
@@ -142,14 +156,24 @@ class AttemptRunner:
         """
         assert self._trainer is not None
         ended = asyncio.create_task(self._trainer.wait())
+        followers = asyncio.create_task(self._heed_followers())
         try:
             await self._pump.run(ended, watch)
             if not ended.done():
                 log.warning("trainer_did_not_leave")
                 await self._trainer.kill()
         finally:
-            ended.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
+            for task in (ended, followers):
+                task.cancel()
+            await asyncio.gather(ended, followers, return_exceptions=True)
+
+    async def _heed_followers(self) -> None:
+        """One machine's fault is every machine's: the others would wait for it until their collectives time out."""
+        if self._followers is not None:
+            assert self._trainer is not None
+            fault = await self._followers.fault()
+            log.warning("follower_failed", code=fault.code, message=fault.message)
+            await self._trainer.kill()
 
     async def _finish(self) -> None:
         outcome = self._pump.outcome
@@ -254,6 +278,10 @@ class AttemptRunner:
         assert self._trainer is not None
         tail = self._trainer.log_tail()
         code, message = crash_reason.of_trainer(tail, self._trainer.returncode)
+        if self._followers is not None:  # of a machine that is gone, the trainers know only that it does not answer
+            with contextlib.suppress(TimeoutError):
+                fault = await asyncio.wait_for(self._followers.fault(), self._machine.settings.lease_ttl_s)
+                code, message = fault if code == "trainer_crashed" else (code, message)
         log.error("trainer_crashed", code=code, returncode=self._trainer.returncode, tail=tail)
         await self._save_and_report(code, message)
 

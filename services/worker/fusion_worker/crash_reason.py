@@ -5,9 +5,10 @@ import re
 import signal
 from typing import NamedTuple
 
-from fusion_core.db.attempts import STORAGE_UNAVAILABLE
+from fusion_core.db.attempts import NODE_LOST, STORAGE_UNAVAILABLE
 from fusion_core.storage import is_outage
 
+from fusion_worker.group_link import NodeLostError
 from fusion_worker.uploads import UploadFailedError, first_of
 
 _MESSAGE_CHARACTERS = 500
@@ -51,6 +52,8 @@ def of_trainer(tail: str, returncode: int | None) -> CrashReason:
 def of_daemon(error: Exception) -> CrashReason:
     """Of an attempt that ended in the daemon's own part of it."""
     message = str(error)[-_MESSAGE_CHARACTERS:] or type(error).__name__
+    if isinstance(error, NodeLostError):
+        return CrashReason(NODE_LOST, message)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CrashReason("disk_full", message)
     if isinstance(error, NoOutputError):

@@ -24,6 +24,7 @@ from fusion_core.storage import Storage
 from fusion_worker import alive
 from fusion_worker.attempt import AttemptRunner, Machine
 from fusion_worker.doorbell import Doorbell
+from fusion_worker.group import Group
 from fusion_worker.input_cache import InputCache
 from fusion_worker.metrics import Metrics
 from fusion_worker.readiness import Readiness
@@ -47,6 +48,7 @@ class Daemon:
         self._runner: AttemptRunner | None = None
         self._attempt_now: Attempt | None = None
         self._drained = False  # by an operator
+        self._group: Group | None = None
         self.metrics = Metrics()
 
     async def run(self) -> None:
@@ -71,8 +73,10 @@ class Daemon:
             stack.push_async_callback(close_pool, pool)
             storage = await stack.enter_async_context(Storage(self._settings))
             cache = InputCache(work_dir / "cache", self._settings.cache_bytes, storage, self.metrics)
-            self._machine = Machine(pool, storage, cache, self._settings, self.metrics)
-            self._readiness = Readiness(self._settings, storage)
+            if self._settings.nodes > 1:
+                self._group = await stack.enter_async_context(Group(self._settings, self._follower_leaves))
+            self._machine = Machine(pool, storage, cache, self._settings, self.metrics, self._group)
+            self._readiness = Readiness(self._settings, storage, self._group)
             self._slot = Slot(pool, self._claimer, self._settings, self._readiness)
             self._doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
             async with _running(self._doorbell.run()), _running(self._report_for_ever()):
@@ -87,6 +91,11 @@ class Daemon:
         self._draining.set()
         if hasattr(self, "_slot"):
             self._slot.closed = True
+        if self._runner is not None:
+            self._runner.drain()
+
+    def _follower_leaves(self) -> None:
+        """The attempt goes back at a checkpoint; the next one waits for the group to be whole again."""
         if self._runner is not None:
             self._runner.drain()
 
@@ -113,7 +122,10 @@ class Daemon:
                     return
                 self._slot.busy = False
                 self._doorbell.follow_slot()
-            elif 0 < self._settings.exit_when_idle_s <= time.monotonic() - idle_since:
+                continue
+            if self._group is not None:
+                self._group.check_deadline()
+            if 0 < self._settings.exit_when_idle_s <= time.monotonic() - idle_since:
                 self._slot.closed = True  # what is being claimed just now is still served
                 if not await self._slot.settled():
                     log.info("idle_too_long", after_s=self._settings.exit_when_idle_s)

@@ -1,4 +1,5 @@
-"""Whether this machine can take a job: space on disk, its devices free, and S3 after a job that could not reach it."""
+"""Whether this machine can take a job: its group whole, space on disk, its devices free, and S3 after a job that could
+not reach it."""
 
 import asyncio
 import shutil
@@ -8,6 +9,7 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from fusion_core.storage import Storage
 
+from fusion_worker.group import Group
 from fusion_worker.settings import WorkerSettings
 from fusion_worker.trainer_process import visible_devices
 
@@ -21,7 +23,8 @@ class Readiness:
     """Devices are looked at until they are free and again after each attempt: what a killed trainer held comes back a
     moment later than its process is gone, and a job that starts before runs out of memory."""
 
-    def __init__(self, settings: WorkerSettings, storage: Storage) -> None:
+    def __init__(self, settings: WorkerSettings, storage: Storage, group: Group | None = None) -> None:
+        self._group = group
         self._settings = settings
         self._storage = storage
         self._devices_free = settings.device != "cuda"
@@ -34,7 +37,15 @@ class Readiness:
 
     async def ready(self) -> bool:
         """Never raises; what is missing is in the log."""
-        return self._has_space() and await self._storage_answers() and await self._memory_is_back()
+        return (
+            self._group_is_whole()
+            and self._has_space()
+            and await self._storage_answers()
+            and await self._memory_is_back()
+        )
+
+    def _group_is_whole(self) -> bool:
+        return self._group is None or self._group.whole
 
     def _has_space(self) -> bool:
         free = shutil.disk_usage(Path(self._settings.work_dir)).free

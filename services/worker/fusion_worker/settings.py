@@ -4,6 +4,8 @@ from typing import Literal
 
 from fusion_core.settings import CommonSettings, Secret
 
+_SHORTEST_SECRET = 16
+
 
 class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     redis_url: Secret
@@ -17,6 +19,22 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """What trainers compute on."""
     num_processes: int = 1
     """Trainer processes, one a device."""
+    nodes: int = 1
+    """Machines that work at one job together, each with `FUSION_NUM_PROCESSES` trainers: a group, and one slot."""
+    node_rank: int = 0
+    """Which of the group's machines this is. 0 leads: it claims jobs and holds their leases; the others follow it."""
+    leader_host: str = ""
+    """Where the group's machines reach the one of rank 0."""
+    group_host: str = "0.0.0.0"  # noqa: S104 - only a leader listens, and admits who knows the secret
+    """The address that a leader listens on for its followers."""
+    group_port: int = 29400
+    """Where the leader's daemon listens for its followers."""
+    rendezvous_port: int = 29500
+    """Where the trainers of a group meet, on the leader's machine."""
+    group_secret: Secret = ""
+    """Shared by the machines of a group, 16 characters or more: who knows it may lend devices to jobs."""
+    group_deadline_s: float = 600.0
+    """A leader whose group is not whole, and a follower that finds no leader, ends with an error after this long."""
     gpu_class: str = ""
     """What customers call the GPUs of this machine (`h100`), so that a job can ask for them; of a GPU machine only."""
     threads: int = 1
@@ -58,4 +76,18 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     @property
     def gpus(self) -> int:
         """How many GPUs the slot holds."""
-        return self.num_processes if self.device == "cuda" else 0
+        return self.world_size if self.device == "cuda" else 0
+
+    @property
+    def world_size(self) -> int:
+        """Trainer processes of one job, on all machines of the group."""
+        return self.nodes * self.num_processes
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a group that cannot form."""
+        if not 0 <= self.node_rank < self.nodes:
+            raise ValueError(f"FUSION_NODE_RANK: {self.node_rank} is none of FUSION_NODES {self.nodes}")
+        if self.nodes > 1 and not self.leader_host:
+            raise ValueError("FUSION_LEADER_HOST: a group of machines needs it")
+        if self.nodes > 1 and len(self.group_secret) < _SHORTEST_SECRET:
+            raise ValueError(f"FUSION_GROUP_SECRET: a group of machines needs one of {_SHORTEST_SECRET} characters")

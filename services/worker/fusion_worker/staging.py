@@ -34,6 +34,7 @@ from fusion_core.trainer_protocol import (
     write_run,
 )
 
+from fusion_worker.group_link import StagedFile
 from fusion_worker.input_cache import InputCache
 from fusion_worker.retry import with_postgres
 from fusion_worker.settings import WorkerSettings
@@ -63,6 +64,8 @@ class Stager:
         self._storage = storage
         self._cache = cache
         self._settings = settings
+        self.staged: list[StagedFile] = []
+        """What was brought into the run directory, for the other machines of a group."""
 
     async def stage(self, job: JobRow, attempt: Attempt, run_dir: Path) -> Run:
         """Raises UploadRejectedError, ObjectMissingError, ObjectCorruptError, OSError, or a lost lease."""
@@ -87,9 +90,17 @@ class Stager:
 
         return await with_postgres(self._pool, read, for_s=self._settings.isolation_limit_s)
 
-    async def _place_all(self, prefix: str, manifest: Manifest, folder: Path) -> None:
+    async def _place(self, key: str, entry: FileEntry, run_dir: Path, path: Path) -> None:
+        await self._cache.place(key, entry, path)
+        self._note(key, entry, run_dir, path)
+
+    def _note(self, key: str, entry: FileEntry, run_dir: Path, path: Path) -> None:
+        rel = path.relative_to(run_dir).as_posix()
+        self.staged.append(StagedFile(key, FileEntry(rel, entry.size, entry.sha256)))
+
+    async def _place_all(self, prefix: str, manifest: Manifest, run_dir: Path, folder: Path) -> None:
         for entry in manifest.files:
-            await self._cache.place(f"{prefix}/{entry.rel}", entry, folder / entry.rel)
+            await self._place(f"{prefix}/{entry.rel}", entry, run_dir, folder / entry.rel)
 
     async def _engine_job(self, job: JobRow, attempt: Attempt, run_dir: Path) -> TrainRun | FinetuneRun | ContractRun:
         spec = read_customer_spec(job.type, job.spec)
@@ -121,12 +132,12 @@ class Stager:
     async def _base(self, job: JobRow, run_dir: Path) -> dict[str, Any]:
         """The base's files on local disk, and what run.json says for every kind of work."""
         base = await self._row(queries.base_of_job, job_id=job.id)
-        await self._place_all(base["s3_prefix"], msgspec.convert(base["manifest"], Manifest), run_dir / "base")
+        await self._place_all(base["s3_prefix"], msgspec.convert(base["manifest"], Manifest), run_dir, run_dir / "base")
         return {
             "job_id": str(job.id),
             "lease_epoch": job.lease_epoch,
             "base_dir": str(run_dir / "base"),
-            "num_processes": self._settings.num_processes,
+            "num_processes": self._settings.world_size,
             "threads": self._settings.threads,
         }
 
@@ -135,7 +146,7 @@ class Stager:
         shards: dict[str, list[str]] = {"train": [], "heldout": []}
         for number, row in enumerate(await self._rows(queries.shards_of_dataset, dataset_id=job.dataset_id)):
             path = run_dir / "data" / f"{row['split']}-{number:05d}.jsonl"
-            await self._cache.place(row["s3_key"], FileEntry(path.name, row["bytes"], row["sha256"]), path)
+            await self._place(row["s3_key"], FileEntry(path.name, row["bytes"], row["sha256"]), run_dir, path)
             shards[row["split"]].append(str(path))
         return {split: tuple(paths) for split, paths in shards.items()}
 
@@ -148,7 +159,7 @@ class Stager:
         entries = msgspec.convert(found, Manifest).files
         paths = [run_dir / "pool" / entry.rel for entry in entries]
         for entry, path in zip(entries, paths, strict=True):
-            await self._cache.place(s3_keys.pool_file(base["s3_prefix"], entry.sha256), entry, path)
+            await self._place(s3_keys.pool_file(base["s3_prefix"], entry.sha256), entry, run_dir, path)
         return tuple(str(path) for path in paths)
 
     async def _rehearsal(self, job: JobRow, run_dir: Path) -> tuple[str, ...]:
@@ -156,7 +167,7 @@ class Stager:
         if row is None:
             return ()
         manifest = msgspec.convert(row["rehearsal"], Manifest)
-        await self._place_all(row["s3_prefix"], manifest, run_dir / "rehearsal")
+        await self._place_all(row["s3_prefix"], manifest, run_dir, run_dir / "rehearsal")
         return tuple(str(run_dir / "rehearsal" / entry.rel) for entry in manifest.files)
 
     async def _checkpoint(self, job: JobRow, attempt: Attempt, run_dir: Path) -> str | None:
@@ -184,6 +195,8 @@ class Stager:
 
                 await with_postgres(self._pool, mark, for_s=limit)
             else:
+                for entry in checkpoint.manifest.files:
+                    self._note(f"{checkpoint.s3_prefix}/{entry.rel}", entry, run_dir, folder / entry.rel)
                 log.info("resuming", step=checkpoint.step)
                 return str(folder)
         return None

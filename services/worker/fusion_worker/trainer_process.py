@@ -34,7 +34,7 @@ _ALLOWED = (
     "VIRTUAL_ENV",
     "FUSION_FAILPOINT",
 )
-_ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH")
+_ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH")
 # Set for every trainer and inherited by all it starts: an orphan of any session or folder is known by it.
 RUN_DIR_VARIABLE = "FUSION_RUN_DIR"
 
@@ -45,7 +45,11 @@ def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
         return [*shlex.split(settings.trainer_command), str(run_dir)]
     if isinstance(run, IngestRun):
         return [sys.executable, "-m", "fusion_data", "ingest", str(run_dir)]
-    if settings.num_processes > 1:  # accelerate's launcher with --cpu runs one process whatever it is asked for
+    if settings.nodes > 1:
+        launcher = ["torch.distributed.run", f"--nnodes={settings.nodes}", f"--node_rank={settings.node_rank}"]
+        launcher += [f"--master_addr={settings.leader_host}", f"--master_port={settings.rendezvous_port}"]
+        launcher += [f"--nproc_per_node={settings.num_processes}"]
+    elif settings.num_processes > 1:  # accelerate's launcher with --cpu runs one process whatever it is asked for
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings.num_processes}"]
     else:
         launcher = ["accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]

@@ -1,4 +1,4 @@
-{{/* The pod of a worker. Arguments: root, name (the pool), pool (merged), component, oneJob (a pod for one job). */}}
+{{/* The pod of a worker. Arguments: root, name (the pool), pool (merged), component, oneJob (a pod for one job), group (of nodes). */}}
 {{- define "fusion.workerPod" -}}
 {{- $root := .root -}}
 {{- $pool := .pool -}}
@@ -6,6 +6,9 @@ metadata:
   labels:
     {{- include "fusion.labels" (dict "root" $root "component" .component) | nindent 4 }}
     fusion/pool: {{ .name }}
+    {{- with .group }}
+    fusion/group: {{ . }}
+    {{- end }}
   annotations:
     # A busy worker that is moved loses the steps since its last checkpoint. An idle one is scaled in anyway.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
@@ -14,7 +17,7 @@ spec:
   serviceAccountName: {{ include "fusion.fullname" $root }}-worker
   automountServiceAccountToken: false
   enableServiceLinks: false
-  {{- if .oneJob }}
+  {{- if or .oneJob .group }}
   restartPolicy: Never
   {{- end }}
   securityContext: {{- include "fusion.podSecurity" $root | nindent 4 }}
@@ -62,6 +65,12 @@ spec:
         - {name: FUSION_EXIT_AFTER_JOBS, value: "1"}
         - {name: FUSION_EXIT_WHEN_IDLE_S, value: {{ $pool.idleSeconds | quote }}}
         {{- end }}
+        {{- if .group }}
+        - {name: FUSION_GROUP_SECRET_FILE, value: /etc/fusion/group/secret}
+        - {name: FUSION_NODES, value: {{ $pool.nodes | quote }}}
+        - {name: FUSION_NODE_RANK, valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}}
+        - {name: FUSION_LEADER_HOST, value: {{ printf "%s-group-0-0.%s" .group .group | quote }}}
+        {{- end }}
         {{- include "fusion.extraEnv" $pool.env | nindent 8 }}
       ports:
         - {name: metrics, containerPort: 9100}
@@ -80,6 +89,9 @@ spec:
           {{- end }}
       volumeMounts:
         {{- include "fusion.storeMounts" $root | nindent 8 }}
+        {{- if .group }}
+        - {name: group, mountPath: /etc/fusion/group, readOnly: true}
+        {{- end }}
         - {name: scratch, mountPath: /var/lib/fusion}
         - {name: tmp, mountPath: /tmp}
         {{- if $pool.shm }}
@@ -87,6 +99,13 @@ spec:
         {{- end }}
   volumes:
     {{- include "fusion.storeVolumes" (dict "root" $root "role" "worker") | nindent 4 }}
+    {{- if .group }}
+    - name: group
+      secret:
+        secretName: {{ $root.Values.groups.existingSecret }}
+        defaultMode: 0440
+        items: [{key: {{ $root.Values.groups.key | quote }}, path: secret}]
+    {{- end }}
     - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
     {{- if $pool.shm }}
     - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $pool.shm }}}}
