@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -64,13 +65,20 @@ def write_private(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+# Below those that kernels give to outgoing connections, one of which could take a port between its choice and its use.
+_PORTS = range(15_000, 32_000)
+
+
 def free_ports(count: int) -> list[int]:
     """Different ports of 127.0.0.1 that nobody listens on."""
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
+        found: list[int] = []
+        while len(found) < count:
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # taken: try another
+                probe.bind((HOST, random.choice(_PORTS)))  # noqa: S311 no secret
+                found.append(probe.getsockname()[1])
+        return found
 
 
 def free_port() -> int:
