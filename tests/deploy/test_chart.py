@@ -247,6 +247,18 @@ def test_each_service_has_its_own_login_and_key_where_they_are_given() -> None:
     }
 
 
+def test_a_private_ca_is_given_to_every_client() -> None:
+    """asyncpg reads PGSSLROOTCERT, botocore AWS_CA_BUNDLE, everything else Python's SSL_CERT_FILE."""
+    for manifest in render(CASES["everything"]):
+        for spec in pod_specs(manifest):
+            env = {item["name"]: item.get("value") for item in spec["containers"][0].get("env", [])}
+            if "FUSION_DATABASE_URL_FILE" in env:
+                paths = {env["PGSSLROOTCERT"], env["AWS_CA_BUNDLE"], env["SSL_CERT_FILE"]}
+                mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+                assert paths == {"/etc/fusion/ca/ca.crt"}
+                assert "/etc/fusion/ca" in mounts
+
+
 def test_workers_reach_the_stores_and_nothing_else() -> None:
     policies = of_kind(CASES["everything"], "NetworkPolicy")
     assert policies["demo-fusion-default"]["spec"]["policyTypes"] == ["Ingress", "Egress"]

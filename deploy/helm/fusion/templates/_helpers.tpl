@@ -54,6 +54,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- if .Values.caBundle.configMap }}
 - {name: SSL_CERT_FILE, value: /etc/fusion/ca/ca.crt}
+- {name: PGSSLROOTCERT, value: /etc/fusion/ca/ca.crt}
 - {name: AWS_CA_BUNDLE, value: /etc/fusion/ca/ca.crt}
 {{- end }}
 {{- end }}
