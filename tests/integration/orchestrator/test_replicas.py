@@ -119,7 +119,11 @@ async def test_the_stores_may_restart(replicas: list[Replica], world: Any, event
     await asyncio.to_thread(stack.processes.stop, "postgres")
     assert (await replicas[0].get("/ready"))[0] == 503
     assert (await replicas[0].get("/health"))[0] == 200
-    assert "fusion_database_up 0.0" in (await replicas[0].get("/metrics"))[1]
+
+    async def database_is_missed() -> bool:  # once the figures that were read before are old
+        return "fusion_database_up 0.0" in (await replicas[0].get("/metrics"))[1]
+
+    await eventually(database_is_missed)
     await asyncio.to_thread(stack.start_postgres)
     for replica in replicas:
         await eventually(replica.is_ready, within_s=30)
