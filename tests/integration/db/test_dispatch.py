@@ -88,6 +88,18 @@ async def test_claims_at_once_get_different_jobs(world: Any) -> None:
     assert {job.id for job in claimed if job} == set(waiting)
 
 
+async def test_claims_pass_over_what_others_hold_and_nothing_else(world: Any) -> None:
+    for count, priority in ((4, 0), (2, 0), (7, 1), (1, 1)):
+        await queue(world, count, priority=priority)
+    async with world.pool.acquire() as conn, world.pool.acquire() as other, other.transaction():
+        order = [row["id"] for row in await conn.fetch(LINE, 100)]
+        for job_id in order:
+            (free,) = await conn.fetch("select id from lock_next_job('test', 1, '{}')")
+            assert free["id"] == job_id, "the first that is free, however many of its line are held"
+            await other.execute("select from jobs where id = $1 for update", job_id)
+        assert await conn.fetch("select id from lock_next_job('test', 1, '{}')") == []
+
+
 async def test_every_way_out_of_running_frees_a_place(world: Any) -> None:
     attempt = await world.running()
     account_id = (await world.job(attempt.job_id)).account_id

@@ -47,14 +47,10 @@ with free as (
 select * from claimed;
 
 -- name: claim_next_job(worker_id, attempt_id, ttl_s, topic, internal_topic, pool, spec_version, capabilities)^
--- queued -> running. As above with the first of those served next that no other claim has its hands on: as many claims
--- at once find a job each as it looks at. (A constant: Postgres keeps one plan for every call.)
+-- queued -> running. As above with the first of those served next that no other claim has its hands on.
 with free as (
-    select c.id, c.account_id from serving_order(:pool, 16, :spec_version, :capabilities) n
-    join claimable c on c.id = n.id
+    select n.id, n.account_id from lock_next_job(:pool, :spec_version, :capabilities) n
     where not exists (select from workers w where w.id = :worker_id and w.drain_requested_at is not null)
-    order by n.place limit 1
-    for update of c skip locked
 ), allowed as (
     select free.id from free join accounts_running r on r.account_id = free.account_id
     where r.jobs < (select a.max_running_jobs from accounts a where a.id = free.account_id)
