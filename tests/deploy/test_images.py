@@ -75,6 +75,11 @@ def test_compose_asks_for_every_secret_by_name() -> None:
     assert offered <= set(re.findall(r"\$\{(\w+)", text))
 
 
+def test_compose_gives_the_webhook_key_to_those_that_sign() -> None:
+    knows = {name for name, service in compose()["services"].items() if "FUSION_WEBHOOK_KEY" in service["environment"]}
+    assert knows == {"api", "orchestrator", "admin"}
+
+
 def test_workers_have_time_to_drain_in_compose() -> None:
     for name in ("reader", "trainer"):
         assert int(compose()["services"][name]["stop_grace_period"].removesuffix("s")) > 120
