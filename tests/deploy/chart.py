@@ -15,6 +15,7 @@ STORES: dict[str, Any] = {
     "postgres": {"existingSecret": "fusion-postgres"},
     "redis": {"existingSecret": "fusion-redis"},
     "s3": {"existingSecret": "fusion-s3", "endpoint": "https://s3.example.com"},
+    "networkPolicies": {"storeCidrs": ["10.1.0.0/16"]},
 }
 TRIAL: dict[str, Any] = {
     "image": {"registry": "registry.example.com/ml"},

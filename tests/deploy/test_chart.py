@@ -135,8 +135,9 @@ def test_a_scaled_pool_is_drained_gently_and_its_running_jobs_survive_a_change()
 
 def test_each_group_of_nodes_restarts_by_itself_and_hears_nobody_else() -> None:
     groups = of_kind(CASES["everything"], "JobSet")
-    name = "demo-fusion-worker-h100x16-1"
-    assert sorted(groups) == ["demo-fusion-worker-h100x16-0", name]
+    first, name = sorted(groups)
+    assert re.fullmatch(r"demo-fusion-worker-h100x16-0-[0-9a-f]{6}", first)
+    assert re.fullmatch(r"demo-fusion-worker-h100x16-1-[0-9a-f]{6}", name)
     (replicated,) = groups[name]["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert (job["completions"], job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (2, 0, "Never")
@@ -144,15 +145,65 @@ def test_each_group_of_nodes_restarts_by_itself_and_hears_nobody_else() -> None:
     assert env["FUSION_LEADER_HOST"] == f"{name}-group-0-0.{name}"
     assert env["FUSION_GROUP_SECRET_FILE"] == "/etc/fusion/group/secret"
     assert "FUSION_EXIT_AFTER_JOBS" not in env, "a group serves job after job: its followers would wait for a leader"
+    assert "SystemExit" in job["template"]["spec"]["containers"][0]["command"][-1], "ends badly: its index is not done"
     policy = of_kind(CASES["everything"], "NetworkPolicy")[name]["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= job["template"]["metadata"]["labels"].items()
     assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}]}]
 
 
+def test_an_upgrade_makes_new_groups_for_jobset_refuses_changes() -> None:
+    def names(**more: Any) -> set[str]:
+        return set(of_kind(CASES["everything"] | more, "JobSet"))
+
+    assert names() == names()
+    assert names().isdisjoint(names(image={"registry": "registry.example.com/ml", "tag": "2.0.0"}))
+    assert names().isdisjoint(names(workerPools=POOLS | {"h100x16": POOLS["h100x16"] | {"nodes": 3}}))
+
+
+def test_scratch_on_the_node_is_asked_for_and_no_reason_to_be_evicted() -> None:
+    pod = of_kind(CASES["everything"], "Deployment")["demo-fusion-worker-plain"]["spec"]["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"]["ephemeral-storage"] == "9Gi"
+    assert set(resources["limits"]) == {"memory"}
+
+
+def test_no_service_and_no_budget_takes_the_test_for_a_service_and_it_may_ask() -> None:
+    labels = of_kind(CASES["everything"], "Pod")["demo-fusion-test-ready"]["metadata"]["labels"]
+    selectors = [one["spec"]["selector"] for one in of_kind(CASES["everything"], "Service").values()]
+    budgets = of_kind(CASES["everything"], "PodDisruptionBudget").values()
+    selectors += [one["spec"]["selector"]["matchLabels"] for one in budgets]
+    assert [selector for selector in selectors if selector.items() <= labels.items()] == []
+    policies = of_kind(CASES["everything"], "NetworkPolicy")
+    assert policies["demo-fusion-test"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    (asked,) = policies["demo-fusion-tested"]["spec"]["ingress"]
+    assert asked["from"] == [{"podSelector": policies["demo-fusion-test"]["spec"]["podSelector"]}]
+
+
+def test_what_trains_and_what_reads_are_both_scraped() -> None:
+    services = of_kind(CASES["everything"], "Service").values()
+    selected = {one["spec"]["selector"]["app.kubernetes.io/component"] for one in services}
+    assert {"api", "orchestrator", "worker", "ingest"} <= selected
+    monitors = of_kind(CASES["everything"], "ServiceMonitor").values()
+    for monitor in monitors:
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        assert len([one for one in services if wanted <= one["metadata"]["labels"].items()]) == 1
+    assert len(monitors) == 4
+
+
+def test_the_trial_store_has_the_bucket_before_it_serves() -> None:
+    store = of_kind(CASES["trial stores"], "StatefulSet")["demo-fusion-trial-s3"]["spec"]["template"]["spec"]
+    assert store["initContainers"][0]["command"][-1] == "/data/fusion"
+
+
 def test_the_schema_migrates_before_the_new_release_and_after_a_trial_store_is_there() -> None:
-    for case, hook in (("external stores", "pre-install,pre-upgrade"), ("trial stores", "post-install,pre-upgrade")):
-        job = of_kind(CASES[case], "Job")["demo-fusion-migrate"]
-        assert job["metadata"]["annotations"]["helm.sh/hook"] == hook
+    for case, hook in (
+        ("external stores", "pre-install"),
+        ("trial stores", "post-install"),
+        ("one on trial", "post-install"),
+    ):
+        values = STORES | {"redis": {"trial": True}} if case == "one on trial" else CASES[case]
+        job = of_kind(values, "Job")["demo-fusion-migrate"]
+        assert job["metadata"]["annotations"]["helm.sh/hook"] == f"{hook},pre-upgrade", case
 
 
 def test_each_service_has_its_own_login_and_key_where_they_are_given() -> None:
@@ -214,6 +265,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a grace too short": (STORES | {"workerPools": {"a": {"gracePeriodSeconds": 5}}}, "gracePeriodSeconds"),
     "a variable that is no setting": (STORES | {"api": {"env": {"PATH": "/"}}}, "PATH"),
     "a bad quantity": (STORES | {"trialStorage": {"size": "much"}}, "size"),
+    "a group's pods with too long names": (
+        STORES | {"groups": {"existingSecret": "g"}, "workerPools": {"p" * 30: {"mode": "jobset", "nodes": 2}}},
+        "shorten",
+    ),
+    "stores that nobody may reach": (STORES | {"networkPolicies": {"storeCidrs": []}}, "storeCidrs"),
     "a bad network": (STORES | {"networkPolicies": {"storeCidrs": ["here"]}}, "storeCidrs"),
 }
 

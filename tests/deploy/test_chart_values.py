@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "tolerations": [{"key": "other", "operator": "Exists"}],
     "pullSecrets": [{"name": "other"}],
     "storeCidrs": ["10.9.0.0/16"],
+    "storesTo": [{"namespaceSelector": {}}],
     "storePorts": [1],
     "webhookCidrExcept": ["10.0.0.0/8"],
     "cpuPercent": 33,

@@ -44,6 +44,10 @@ spec:
       image: {{ include "fusion.image" (dict "root" $root "service" "worker") | quote }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       securityContext: {{- include "fusion.containerSecurity" $root | nindent 8 }}
+      {{- if .group }}
+      # Drained, a worker ends well, and its index of the Job would be done for good; the group is to start again.
+      command: [tini, --, python3, -c, "from fusion_worker.__main__ import main; main(); raise SystemExit('drained')"]
+      {{- end }}
       env:
         {{- include "fusion.storeEnv" $root | nindent 8 }}
         - {name: FUSION_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -80,10 +84,17 @@ spec:
         periodSeconds: 20
         timeoutSeconds: 10
         failureThreshold: 3
+      {{- $requests := $pool.resources.requests }}
+      {{- $limits := $pool.resources.limits }}
+      {{- if eq $pool.scratch.storageClass "emptyDir" }}
+      # The kubelet counts an emptyDir as the pod's ephemeral storage: ask the node for it, and let its own limit hold.
+      {{- $requests = merge (dict "ephemeral-storage" $pool.scratch.size) $requests }}
+      {{- $limits = omit $limits "ephemeral-storage" }}
+      {{- end }}
       resources:
-        requests: {{- toYaml $pool.resources.requests | nindent 10 }}
+        requests: {{- toYaml $requests | nindent 10 }}
         limits:
-          {{- toYaml $pool.resources.limits | nindent 10 }}
+          {{- toYaml $limits | nindent 10 }}
           {{- if gt (int $pool.gpu.count) 0 }}
           {{ $pool.gpu.resource }}: {{ $pool.gpu.count }}
           {{- end }}
