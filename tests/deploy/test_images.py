@@ -1,5 +1,6 @@
 """Dockerfiles and the compose file: linted, pinned, not root, and in step with the project they are built from."""
 
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +44,15 @@ def test_images_are_pinned_small_and_not_root(service: str) -> None:
     entry = re.findall(r'^ENTRYPOINT \[.*"(fusion-\w+)"\]$', last, re.MULTILINE)
     assert entry == [f"fusion-{service}"]
     assert entry[0] in PROJECT["scripts"]
+
+
+def test_a_worker_is_probed_alike_in_docker_and_in_the_chart() -> None:
+    """By the mark of the daemon's own loop: process 1 is tini, which is always there."""
+    (argv,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile("worker"), re.MULTILINE)
+    (work_dir,) = re.findall(r"^VOLUME (\S+)$", dockerfile("worker"), re.MULTILINE)
+    assert json.loads(argv) == ["python3", "-m", "fusion_worker.alive", work_dir]
+    pod = (ROOT / "deploy/helm/fusion/templates/_worker.tpl").read_text()
+    assert f"exec: {{command: [{', '.join(json.loads(argv))}]}}" in pod
 
 
 @pytest.mark.parametrize("service", SERVICES)

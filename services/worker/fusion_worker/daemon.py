@@ -242,10 +242,16 @@ def _traced(job: JobRow) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _running(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """A task beside the block, cancelled at its end."""
+    """A task beside the block, cancelled at its end. One that ends by itself is a bug, and says so at once."""
     task = asyncio.create_task(coroutine)
+    task.add_done_callback(_tell_of_a_bug)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_of_a_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("loop_broke", loop=repr(task.get_coro()), error=repr(error), exc_info=error)
