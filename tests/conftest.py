@@ -8,7 +8,7 @@ import pytest
 from fusion_core.db.migrate import migrate
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
-from fusion_local.stack import Stack, create_database
+from fusion_local.stack import Stack, create_database, drop_database
 
 from tests.clock import create_clocked_database, create_clocked_template
 
@@ -33,11 +33,12 @@ async def _template(stack: Stack) -> str:
 
 
 @pytest.fixture
-async def database_name(stack: Stack, _template: str) -> str:
-    """A fresh, migrated database."""
+async def database_name(stack: Stack, _template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database, gone after the test: some hundreds of them would fill a small disk."""
     name = f"test_{next(_numbers)}"
     await create_database(stack.database_url("postgres"), name, _template)
-    return name
+    yield name
+    await drop_database(stack.database_url("postgres"), name)
 
 
 @pytest.fixture
@@ -52,11 +53,12 @@ async def _clocked_template(stack: Stack) -> str:
 
 
 @pytest.fixture
-async def clocked_database_url(stack: Stack, _clocked_template: str) -> str:
+async def clocked_database_url(stack: Stack, _clocked_template: str) -> AsyncIterator[str]:
     """A fresh, migrated database whose time only the test moves, with `tests.clock.Clock`."""
     name = f"test_{next(_numbers)}"
     await create_clocked_database(stack.database_url("postgres"), name, _clocked_template)
-    return stack.database_url(name)
+    yield stack.database_url(name)
+    await drop_database(stack.database_url("postgres"), name)
 
 
 @pytest.fixture

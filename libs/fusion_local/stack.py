@@ -188,7 +188,9 @@ class Stack:
             _let_in(data, user)
         _clear_postmaster(data)
         options = {"port": self.postgres_port, "listen_addresses": HOST, "unix_socket_directories": ""}
-        options |= {"max_connections": 200, "fsync": "on" if self.durable else "off"}
+        options |= {"max_connections": 200}
+        if not self.durable:
+            options |= {"fsync": "off", "min_wal_size": "32MB", "max_wal_size": "128MB"}
         argv = [str(postgres_bin() / "postgres"), "-D", str(data)]
         argv += [f"--{name}={value}" for name, value in options.items()]
         self.processes.start("postgres", argv, env=base_environment(), user=user, stop_signal=signal.SIGINT)
@@ -309,5 +311,14 @@ async def create_database(admin_url: str, name: str, template: str | None = None
         if not await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
             suffix = f' template "{template}"' if template else ""
             await connection.execute(f'create database "{name}"{suffix}')
+    finally:
+        await connection.close()
+
+
+async def drop_database(admin_url: str, name: str) -> None:
+    """Drop a database and end whoever is still connected to it."""
+    connection = await asyncpg.connect(admin_url, timeout=10)
+    try:
+        await connection.execute(f'drop database if exists "{name}" with (force)')
     finally:
         await connection.close()
