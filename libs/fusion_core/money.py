@@ -7,10 +7,15 @@ import msgspec
 
 MICRO = 1_000_000
 MAX_PARAMS = 1_000_000_000_000
+MAX_TOKENS = 10**15  # of one job: its price in micro-dollars fits into 64 bits at any rate
 
 
 class PriceError(ValueError):
     """The model is larger than the price table reaches."""
+
+
+class TooManyTokensError(ValueError):
+    """The job would train on more tokens than one job may."""
 
 
 class Tier(msgspec.Struct, frozen=True):
@@ -91,9 +96,14 @@ def _growth_line(params_added: int, per_billion: int) -> LineItem:
 
 
 def estimate_train(prices: PriceTable, params_before: int, params_after: int, tokens: int) -> Estimate:
-    """The price of growing a model and training it on `tokens` tokens. Raises PriceError or ValueError."""
+    """The price of growing a model and training it on `tokens` tokens.
+
+    Raises PriceError, TooManyTokensError or ValueError.
+    """
     if not 0 < params_before <= params_after or tokens < 0:
         raise ValueError("params_before must be positive and at most params_after, and tokens must not be negative")
+    if tokens > MAX_TOKENS:
+        raise TooManyTokensError(f"it comes to {tokens:,} tokens, and one job trains on {MAX_TOKENS:,} at the most")
     lines = [_training_line(tokens, prices.tier_of(params_after).per_million_tokens)]
     if params_after > params_before:
         lines.append(_growth_line(params_after - params_before, prices.growth_per_billion))
@@ -110,7 +120,7 @@ def estimate_contract(prices: PriceTable, params_before: int) -> Estimate:
 
 
 def estimate_finetune(prices: PriceTable, params: int, tokens: int) -> Estimate:
-    """The price of fine-tuning a model that keeps its size: tokens alone. Raises PriceError or ValueError."""
+    """The price of fine-tuning a model that keeps its size: tokens alone. Raises as `estimate_train`."""
     return estimate_train(prices, params, params, tokens)
 
 

@@ -6,8 +6,10 @@ import msgspec
 from fusion_core.job_spec import BatchSize, FinetuneHyperparams, SeqLen
 from fusion_core.money import (
     MAX_PARAMS,
+    MAX_TOKENS,
     Estimate,
     PriceTable,
+    TooManyTokensError,
     estimate_contract,
     estimate_finetune,
     estimate_train,
@@ -40,7 +42,7 @@ class EstimateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     type: Literal["train", "contract", "finetune"] = "train"
     params_before: Params | None = None
     params_after: Params | None = None
-    tokens: Annotated[int, msgspec.Meta(ge=0, le=10**15)] | None = None
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
     train_steps: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
     turns: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
     cycles: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
@@ -81,7 +83,7 @@ def _priced(estimate: Estimate, **of_a_job: Any) -> PricedEstimate:
     status_code=200,
     summary="Estimate what a job costs",
     answer=ESTIMATE,
-    problems=("not_found", "dataset_not_ready", "unsupported_architecture"),
+    problems=("not_found", "unsupported_architecture", "no_fitting_pool"),
     example=EXAMPLE,
 )
 async def estimate_price(
@@ -96,12 +98,15 @@ async def estimate_price(
     said = msgspec.json.decode(await request.body())
     prices = await current_prices(services.pool)
     if data.job is None:
-        return _priced(_of_numbers(data, prices))
+        try:
+            return _priced(_of_numbers(data, prices))
+        except TooManyTokensError as error:
+            raise invalid([FieldError("/tokens", str(error))]) from error
     others = [FieldError(f"/{name}", "the job says it all") for name in said if name != "job"]
     if others:
         raise invalid(others)
     try:
-        spec, estimate, _ = await plan_job(services, caller, data.job, said["job"], prices)
+        (spec, estimate, _), _ = await plan_job(services, caller, data.job, said["job"], prices)
     except ProblemError as error:
         inside = [FieldError(f"/job{one.pointer}", one.detail) for one in error.errors]
         raise ProblemError(error.problem.code, error.detail, inside) from error

@@ -20,7 +20,15 @@ from fusion_core.job_spec import (
     settle,
 )
 from fusion_core.model_shapes import UnsupportedArchitectureError, family_of
-from fusion_core.money import Estimate, PriceError, PriceTable, estimate_contract, estimate_finetune, estimate_train
+from fusion_core.money import (
+    Estimate,
+    PriceError,
+    PriceTable,
+    TooManyTokensError,
+    estimate_contract,
+    estimate_finetune,
+    estimate_train,
+)
 from fusion_core.priority import NUMBERS
 from fusion_http.problem_details import FieldError, ProblemError, invalid
 
@@ -50,7 +58,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
     Raises ProblemError not_found, dataset_not_ready, unsupported_architecture, no_fitting_pool or validation_failed.
     """
     prices = await current_prices(services.pool)
-    resolved = await plan_job(services, caller, data, msgspec.json.decode(body), prices)
+    resolved, pool = await plan_job(services, caller, data, msgspec.json.decode(body), prices)
     if data.dataset_id is not None:
         await trainable_dataset(services, caller, data.dataset_id)
     base = resolved.found.base
@@ -58,7 +66,7 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
         account_id=caller.account_id,
         type=str(type(data).__struct_config__.tag),
         spec=resolved.spec,
-        pool=await place(services.pool, services.settings.training_pool, data.compute, resolved.spec),
+        pool=pool,
         priority=NUMBERS[data.priority],
         gpu_class=data.compute.gpu_class if data.compute else None,
         gpu_count=data.compute.gpu_count if data.compute else None,
@@ -78,18 +86,20 @@ async def resolve(services: Services, caller: Caller, data: CreateJob, body: byt
 
 async def plan_job(
     services: Services, caller: Caller, data: CreateJob, said: dict[str, Any], prices: PriceTable
-) -> Resolved:
-    """What a job would do and cost; nothing is created. `said` is the body before defaults.
+) -> tuple[Resolved, str]:
+    """What a job would do and cost, and the pool that it would go to; nothing is created.
 
-    Raises ProblemError not_found, unsupported_architecture or validation_failed.
+    `said` is the body before defaults. Raises ProblemError not_found, unsupported_architecture, no_fitting_pool or
+    validation_failed.
     """
     match data:
         case TrainBody():
-            return await _train(services, caller, data, said.get("hyperparams", {}), prices)
+            resolved = await _train(services, caller, data, said.get("hyperparams", {}), prices)
         case FinetuneBody():
-            return await _finetune(services, caller, data, prices)
+            resolved = await _finetune(services, caller, data, prices)
         case ContractBody():
-            return await _contract(services, caller, data, prices)
+            resolved = await _contract(services, caller, data, prices)
+    return resolved, await place(services.pool, services.settings.training_pool, data.compute, resolved.spec)
 
 
 # -- one function a type ---------------------------------------------------------------------------------------------
@@ -102,19 +112,19 @@ async def _train(
     _check_seq_len(found, data.hyperparams.seq_len)
     hyperparams = _settled(data.hyperparams, said)
     plan = _growth(found, hyperparams)
-    with _priced(found):
+    with priced(found):
         estimate = estimate_train(prices, plan.params_before, plan.params_after, hyperparams.training_tokens)
     return Resolved(TrainSpec(hyperparams=hyperparams, growth_plan=plan, base_model_name=found.name), estimate, found)
 
 
 async def _finetune(services: Services, caller: Caller, data: FinetuneBody, prices: PriceTable) -> Resolved:
     found = await _model_to_finetune(services, caller, data)
-    with _plannable(found):
+    with plannable(found):
         family_of(found.config)
     hyperparams = _only(FinetuneHyperparams, data.hyperparams)
     _check_seq_len(found, hyperparams.seq_len)
     spec = FinetuneSpec(hyperparams=hyperparams, params=found.params, base_model_name=found.name)
-    with _priced(found):
+    with priced(found):
         estimate = estimate_finetune(prices, found.params, spec.total_steps * spec.tokens_per_step)
     return Resolved(spec, estimate, found)
 
@@ -127,7 +137,7 @@ async def _contract(services: Services, caller: Caller, data: ContractBody, pric
     plan = _contraction(found, hyperparams)
     settled = msgspec.structs.replace(hyperparams, num_layers_to_contract=plan.layers_to_contract)
     spec = ContractSpec(hyperparams=settled, contraction_plan=plan, base_model_name=found.name)
-    with _priced(found):
+    with priced(found):
         estimate = estimate_contract(prices, plan.params_before)
     return Resolved(spec, estimate, found)
 
@@ -176,7 +186,7 @@ def _settled(hyperparams: Hyperparams, said: dict[str, Any]) -> Hyperparams:
 
 
 def _growth(found: FoundModel, hyperparams: Hyperparams) -> GrowthPlan:
-    with _plannable(found):
+    with plannable(found):
         return plan_growth(
             found.config,
             growth_factor=hyperparams.growth_factor,
@@ -190,13 +200,16 @@ def _contraction(found: FoundModel, hyperparams: ContractHyperparams) -> Contrac
     layers, depth = hyperparams.num_layers_to_contract, found.config.get("num_hidden_layers")
     if layers is not None and isinstance(depth, int) and layers > depth:
         raise invalid([FieldError("/hyperparams/num_layers_to_contract", f"is beyond the model's {depth} layers")])
-    with _plannable(found):
+    with plannable(found):
         return plan_contraction(found.config, hyperparams.contraction_ratio, layers)
 
 
 @contextmanager
-def _plannable(found: FoundModel) -> Iterator[None]:
-    """Within, what the plans raise for a model that cannot be worked on becomes a problem."""
+def plannable(found: FoundModel) -> Iterator[None]:
+    """Within, what the plans raise for a model that cannot be worked on becomes a problem.
+
+    Raises ProblemError unsupported_architecture or validation_failed.
+    """
     try:
         yield
     except UnsupportedArchitectureError as error:
@@ -207,9 +220,11 @@ def _plannable(found: FoundModel) -> Iterator[None]:
 
 
 @contextmanager
-def _priced(found: FoundModel) -> Iterator[None]:
-    """Within, a model beyond the price table becomes a problem."""
+def priced(found: FoundModel) -> Iterator[None]:
+    """Within, a model or a number of tokens beyond what is priced becomes a ProblemError validation_failed."""
     try:
         yield
+    except TooManyTokensError as error:
+        raise invalid([FieldError("/hyperparams", str(error))]) from error
     except PriceError as error:
         raise ProblemError("validation_failed", str(error), [FieldError(found.pointer, str(error))]) from error

@@ -7,9 +7,7 @@ import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams
-from fusion_core.model_shapes import UnsupportedArchitectureError
 from fusion_core.money import estimate_train
-from fusion_http.problem_details import FieldError, ProblemError
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -19,6 +17,7 @@ from fusion_api.base_models import find_base
 from fusion_api.dataset_contents import tokens_of
 from fusion_api.datasets import ready_dataset
 from fusion_api.idempotency import Once
+from fusion_api.job_creation import plannable, priced
 from fusion_api.pricing import ShownEstimate, current_prices, show_estimate
 from fusion_api.services import Services
 
@@ -121,14 +120,16 @@ async def recommend(
     base = await find_base(services, caller, data.base_model_id)
     dataset = await ready_dataset(services, caller, data.dataset_id)
     tokens, exact = await tokens_of(services, caller, data.dataset_id, data.base_model_id)
-    plan = _plan(base.config)
+    with plannable(base):
+        plan = plan_growth(base.config)
     rows = await queries.training_rows_of_dataset(services.pool, dataset_id=dataset["id"])
     positions = base.config.get("max_position_embeddings")
     longest = positions if isinstance(positions, int) else None
     reasons = _reasons(data, plan, tokens, tokens / max(1, rows), longest)
     hyperparams = msgspec.convert({reason.setting: reason.value for reason in reasons}, Hyperparams)
     prices = await current_prices(services.pool)
-    estimate = estimate_train(prices, plan.params_before, plan.params_after, hyperparams.training_tokens)
+    with priced(base):
+        estimate = estimate_train(prices, plan.params_before, plan.params_after, hyperparams.training_tokens)
     return Recommendation(
         hyperparams={reason.setting: reason.value for reason in reasons},
         reasons=reasons,
@@ -138,15 +139,6 @@ async def recommend(
         params_after=plan.params_after,
         estimate=show_estimate(estimate),
     )
-
-
-def _plan(config: dict[str, Any]) -> GrowthPlan:
-    try:
-        return plan_growth(config)
-    except UnsupportedArchitectureError as error:
-        raise ProblemError(
-            "unsupported_architecture", str(error), [FieldError("/base_model_id", str(error))]
-        ) from error
 
 
 def _reasons(

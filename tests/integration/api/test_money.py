@@ -159,3 +159,16 @@ async def test_an_estimate_of_a_job_creates_nothing_and_names_what_is_wrong(
     assert await pointers({"job": body | {"hyperparams": {"turns": 99}}}) == ["/job/hyperparams/turns"]
     assert await pointers({"job": body | {"base_model_id": str(uuid4())}}, "not_found") == ["/job/base_model_id"]
     assert await pointers({"job": body | {"hyperparams": {"seq_len": 4096}}}) == ["/job/hyperparams/seq_len"]
+
+
+async def test_more_tokens_than_one_job_may_train_on_are_refused(
+    customer: Any, base_model_id: str, problem: Problem
+) -> None:
+    largest = {"turns": 10, "train_steps": 10_000_000, "seq_len": 131_072}
+    largest |= {"batch_size": 4096, "gradient_accumulation": 1024}
+    sizes = {"params_before": 10**12, "params_after": 10**12}
+    answer = await customer.send("POST", ESTIMATE, json=largest | sizes)
+    assert problem(answer, "validation_failed")["errors"][0]["pointer"] == "/tokens"
+    body = await customer.job_body(base_model_id, hyperparams=largest | {"seq_len": 1024})
+    answer = await customer.send("POST", "/api/jobs", json=body)
+    assert problem(answer, "validation_failed")["errors"][0]["pointer"] == "/hyperparams"

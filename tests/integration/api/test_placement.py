@@ -57,6 +57,9 @@ async def test_what_no_machine_has_is_refused_with_what_would_fit(
     assert there in refused["detail"]
     assert refused["errors"][0]["pointer"] == pointer
     assert await customer.pool.fetchval("select count(*) from jobs") == 0
+    estimated = await customer.send("POST", "/api/pricing/estimate", json={"job": body})
+    (error,) = problem(estimated, "no_fitting_pool")["errors"]
+    assert error == {"pointer": f"/job{pointer}", "detail": refused["errors"][0]["detail"]}
 
 
 @pytest.mark.usefixtures("pools")

@@ -6,6 +6,7 @@ from fusion_core.job_spec import Hyperparams
 from fusion_core.money import (
     DEFAULT_PRICES,
     MAX_PARAMS,
+    MAX_TOKENS,
     Estimate,
     PriceError,
     Tier,
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 sizes = st.integers(1, MAX_PARAMS)
 growths = st.tuples(sizes, sizes).map(lambda pair: (min(pair), max(pair)))
-token_counts = st.integers(0, 10**15)
+token_counts = st.integers(0, MAX_TOKENS)
 
 
 def lines(estimate: Estimate) -> dict[str, int]:
@@ -35,9 +36,9 @@ def test_an_estimate_is_the_integer_sum_of_its_lines(growth: tuple[int, int], to
 
 
 @given(growths, token_counts, token_counts)
-def test_more_tokens_never_cost_less(growth: tuple[int, int], tokens: int, more: int) -> None:
-    cheaper = estimate_train(DEFAULT_PRICES, *growth, tokens)
-    assert estimate_train(DEFAULT_PRICES, *growth, tokens + more).total_microusd >= cheaper.total_microusd
+def test_more_tokens_never_cost_less(growth: tuple[int, int], one: int, other: int) -> None:
+    less, more = (estimate_train(DEFAULT_PRICES, *growth, tokens) for tokens in sorted((one, other)))
+    assert less.total_microusd <= more.total_microusd
 
 
 @given(growths, sizes, token_counts)
@@ -98,15 +99,15 @@ def test_impossible_numbers_are_refused(before: int, after: int, tokens: int) ->
 
 # -- from hyperparameters --------------------------------------------------------------------------------------------
 
-HYPERPARAMS = st.builds(
+HYPERPARAMS = st.builds(  # below MAX_TOKENS, whatever is drawn
     Hyperparams,
     turns=st.integers(1, 10),
     cycles=st.integers(1, 1000),
-    steps_per_cycle=st.integers(1, 1_000_000),
+    steps_per_cycle=st.integers(1, 10_000),
     train_steps=st.none() | st.integers(1, 10_000_000),
-    seq_len=st.integers(8, 131_072),
-    batch_size=st.integers(1, 4096),
-    gradient_accumulation=st.integers(1, 1024),
+    seq_len=st.integers(8, 4096),
+    batch_size=st.integers(1, 64),
+    gradient_accumulation=st.integers(1, 16),
 )
 COUNTED = ("turns", "cycles", "steps_per_cycle", "seq_len", "batch_size", "gradient_accumulation")
 
