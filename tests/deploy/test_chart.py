@@ -138,17 +138,86 @@ def test_each_group_of_nodes_restarts_by_itself_and_hears_nobody_else() -> None:
     first, name = sorted(groups)
     assert re.fullmatch(r"demo-fusion-worker-h100x16-0-[0-9a-f]{6}", first)
     assert re.fullmatch(r"demo-fusion-worker-h100x16-1-[0-9a-f]{6}", name)
-    (replicated,) = groups[name]["spec"]["replicatedJobs"]
-    job = replicated["template"]["spec"]
-    assert (job["completions"], job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (2, 0, "Never")
+    leader, follower = groups[name]["spec"]["replicatedJobs"]
+    assert (leader["name"], follower["name"]) == ("node-0", "node-1")
+    job = leader["template"]["spec"]
+    assert (job["completions"], job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (1, 0, "Never")
     env = {item["name"]: item.get("value") for item in job["template"]["spec"]["containers"][0]["env"]}
-    assert env["FUSION_LEADER_HOST"] == f"{name}-group-0-0.{name}"
+    assert env["FUSION_LEADER_HOST"] == f"{name}-node-0-0-0.{name}"
     assert env["FUSION_GROUP_SECRET_FILE"] == "/etc/fusion/group/secret"
     assert "FUSION_EXIT_AFTER_JOBS" not in env, "a group serves job after job: its followers would wait for a leader"
     assert "SystemExit" in job["template"]["spec"]["containers"][0]["command"][-1], "ends badly: its index is not done"
     policy = of_kind(CASES["everything"], "NetworkPolicy")[name]["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= job["template"]["metadata"]["labels"].items()
     assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}]}]
+
+
+def test_a_follower_is_given_no_database_and_no_redis_and_has_no_way_to_them() -> None:
+    name, group = min(of_kind(CASES["everything"], "JobSet").items())
+    leader, follower = (part["template"]["spec"]["template"] for part in group["spec"]["replicatedJobs"])
+    env, led = (
+        {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]} for pod in (follower, leader)
+    )
+    assert {each: env[each] for each in ("FUSION_NODE_RANK", "FUSION_LEADER_HOST")} == {
+        "FUSION_NODE_RANK": "1",
+        "FUSION_LEADER_HOST": f"{name}-node-0-0-0.{name}",
+    }
+    assert set(led) - set(env) == {"FUSION_DATABASE_URL_FILE", "FUSION_REDIS_URL_FILE", "PGSSLROOTCERT"}
+    secrets = {volume["secret"]["secretName"] for volume in follower["spec"]["volumes"] if "secret" in volume}
+    assert secrets == {"fusion-s3", "fusion-groups"}
+    mounts = {mount["name"] for mount in follower["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in follower["spec"]["volumes"]}
+
+    labels = follower["metadata"]["labels"]
+    reached = [peer for policy in policies_of(labels) for rule in policy["egress"] for peer in ways(rule)]
+    assert {port for peer, port in reached if "ipBlock" in peer} == {443}
+    assert {"podSelector": {"matchLabels": group_label(labels)}} in [peer for peer, _ in reached]
+    trial = [peer for peer, _ in reached if "trial-store" in json.dumps(peer)]
+    assert [peer["podSelector"]["matchLabels"]["fusion/trial-store"] for peer in trial] == ["s3"]
+    led_to = [
+        peer for policy in policies_of(leader["metadata"]["labels"]) for rule in policy["egress"] for peer in ways(rule)
+    ]
+    assert {port for peer, port in led_to if "ipBlock" in peer} == {443, 5432, 6379}
+
+
+def group_label(labels: dict[str, str]) -> dict[str, str]:
+    return {"fusion/group": labels["fusion/group"]}
+
+
+def policies_of(labels: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Of the network policies that say where pods may go, those that select a pod with these labels."""
+    for policy in of_kind(CASES["everything"], "NetworkPolicy").values():
+        selector = policy["spec"]["podSelector"]
+        met = selector.get("matchLabels", {}).items() <= labels.items()
+        for asked in selector.get("matchExpressions", []):
+            found = labels.get(asked["key"]) in asked["values"]
+            met &= found if asked["operator"] == "In" else not found
+        if met and "egress" in policy["spec"]:
+            yield policy["spec"]
+
+
+def ways(rule: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int | None]]:
+    for peer in rule.get("to", []):
+        for port in rule.get("ports", [{"port": None}]):
+            yield peer, port["port"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "ports"),
+    [
+        ("https://s3.example.com", [], {443}),
+        ("http://s3.example.com/path", [], {80}),
+        ("https://[2001:db8::1]:9000", [], {9000}),
+        ("https://s3.example.com:8443", [9000], {9000}),
+    ],
+)
+def test_a_follower_reaches_the_port_of_s3(endpoint: str, given: list[int], ports: set[int]) -> None:
+    values = STORES | {
+        "s3": STORES["s3"] | {"endpoint": endpoint},
+        "networkPolicies": STORES["networkPolicies"] | {"s3Ports": given},
+    }
+    policy = of_kind(values, "NetworkPolicy")["demo-fusion-followers"]["spec"]
+    assert {port for rule in policy["egress"] for peer, port in ways(rule) if "ipBlock" in peer} == ports
 
 
 def test_an_upgrade_makes_new_groups_for_jobset_refuses_changes() -> None:

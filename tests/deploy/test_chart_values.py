@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "storeCidrs": ["10.9.0.0/16"],
     "storesTo": [{"namespaceSelector": {}}],
     "storePorts": [1],
+    "s3Ports": [1],
     "webhookCidrExcept": ["10.0.0.0/8"],
     "cpuPercent": 33,
     "replicas": 5,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from fusion_core.settings import Secret
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import write_run
 
@@ -25,10 +26,23 @@ log = structlog.get_logger()
 LEAVE_S = 5.0  # beyond the leader's own grace
 
 
+class FollowerSettings(WorkerSettings, frozen=True, kw_only=True):
+    """A worker's settings that ask for no database and no Redis."""
+
+    database_url: Secret = ""
+    redis_url: Secret = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a group that cannot form."""
+        super().__post_init__()
+        if self.node_rank == 0:
+            raise ValueError("FUSION_NODE_RANK: write a leader's as 0")
+
+
 class Follower:
     """One follower's daemon."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: FollowerSettings) -> None:
         self._settings = settings
         self._leaving = asyncio.Event()
         self._runs = Path(settings.work_dir) / "runs"

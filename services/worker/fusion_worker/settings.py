@@ -22,7 +22,8 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     nodes: int = 1
     """Machines that work at one job together, each with `FUSION_NUM_PROCESSES` trainers: a group, and one slot."""
     node_rank: int = 0
-    """Which of the group's machines this is. 0 leads: it claims jobs and holds their leases; the others follow it."""
+    """Which of the group's machines this is. 0 leads: it claims jobs and holds their leases; the others follow it,
+    and need neither `FUSION_DATABASE_URL` nor `FUSION_REDIS_URL`."""
     leader_host: str = ""
     """Where the group's machines reach the one of rank 0."""
     group_host: str = "0.0.0.0"  # noqa: S104 - only a leader listens, and admits who knows the secret

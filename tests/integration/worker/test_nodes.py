@@ -32,13 +32,15 @@ def group(tmp_path: Path) -> dict[str, object]:
 def start_follower(
     group: dict[str, object], processes: Processes, worker_environment: dict[str, str], tmp_path: Path
 ) -> StartFollower:
-    """Starts a follower in its own folder and answers that folder."""
+    """Starts a follower in its own folder and answers that folder. None of them knows of the database or of Redis."""
 
     def start(name: str = "follower", **changes: object) -> str:
         folder = str(tmp_path / name)
         own = group | {"node_rank": 1, "work_dir": folder, "trainer_command": WAITS} | changes
-        env = {f"FUSION_{key.upper()}": str(value) for key, value in own.items()}
-        processes.start(name, [sys.executable, "-m", "fusion_worker"], env=worker_environment | env)
+        env = worker_environment | {f"FUSION_{key.upper()}": str(value) for key, value in own.items()}
+        for unused in ("FUSION_DATABASE_URL", "FUSION_REDIS_URL"):
+            del env[unused]
+        processes.start(name, [sys.executable, "-m", "fusion_worker"], env=env)
         return folder
 
     return start

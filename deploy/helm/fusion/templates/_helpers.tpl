@@ -37,8 +37,17 @@ capabilities: {drop: [ALL]}
 
 {{/* Settings that every service reads. Secrets are files: nothing secret is in a pod's environment. */}}
 {{- define "fusion.storeEnv" -}}
-{{- $s3 := .Values.s3 -}}
 - {name: FUSION_DATABASE_URL_FILE, value: /etc/fusion/postgres/url}
+- {name: FUSION_REDIS_URL_FILE, value: /etc/fusion/redis/url}
+{{- if .Values.caBundle.configMap }}
+- {name: PGSSLROOTCERT, value: /etc/fusion/ca/ca.crt}
+{{- end }}
+{{ include "fusion.s3Env" . }}
+{{- end }}
+
+{{/* Those of them that a follower reads, too: it has no database and no Redis. */}}
+{{- define "fusion.s3Env" -}}
+{{- $s3 := .Values.s3 -}}
 - {name: FUSION_S3_ENDPOINT, value: {{ include "fusion.s3Endpoint" . | quote }}}
 {{- with $s3.publicEndpoint }}
 - {name: FUSION_S3_PUBLIC_ENDPOINT, value: {{ . | quote }}}
@@ -47,14 +56,12 @@ capabilities: {drop: [ALL]}
 - {name: FUSION_S3_REGION, value: {{ $s3.region | quote }}}
 - {name: FUSION_S3_ACCESS_KEY_FILE, value: /etc/fusion/s3/access-key}
 - {name: FUSION_S3_SECRET_KEY_FILE, value: /etc/fusion/s3/secret-key}
-- {name: FUSION_REDIS_URL_FILE, value: /etc/fusion/redis/url}
 - {name: FUSION_LOG_FORMAT, value: json}
 {{- with .Values.tracing.endpoint }}
 - {name: FUSION_OTLP_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
 {{- if .Values.caBundle.configMap }}
 - {name: SSL_CERT_FILE, value: /etc/fusion/ca/ca.crt}
-- {name: PGSSLROOTCERT, value: /etc/fusion/ca/ca.crt}
 - {name: AWS_CA_BUNDLE, value: /etc/fusion/ca/ca.crt}
 {{- end }}
 {{- end }}
@@ -68,6 +75,10 @@ capabilities: {drop: [ALL]}
 {{- define "fusion.storeMounts" -}}
 - {name: postgres, mountPath: /etc/fusion/postgres, readOnly: true}
 - {name: redis, mountPath: /etc/fusion/redis, readOnly: true}
+{{ include "fusion.s3Mounts" . }}
+{{- end }}
+
+{{- define "fusion.s3Mounts" -}}
 - {name: s3, mountPath: /etc/fusion/s3, readOnly: true}
 {{- if .Values.caBundle.configMap }}
 - {name: ca, mountPath: /etc/fusion/ca, readOnly: true}
@@ -88,6 +99,11 @@ capabilities: {drop: [ALL]}
     secretName: {{ include "fusion.storeSecret" (dict "root" .root "store" "redis") }}
     defaultMode: 0440
     items: [{key: {{ $v.redis.keys.url | quote }}, path: url}]
+{{ include "fusion.s3Volumes" . }}
+{{- end }}
+
+{{- define "fusion.s3Volumes" -}}
+{{- $v := .root.Values -}}
 - name: s3
   secret:
     secretName: {{ get $v.s3.secretOf .role | default (include "fusion.storeSecret" (dict "root" .root "store" "s3")) }}
@@ -112,6 +128,14 @@ capabilities: {drop: [ALL]}
 {{- if .Values.s3.trial }}http://{{ include "fusion.fullname" . }}-trial-s3:7070
 {{- else }}{{ .Values.s3.endpoint }}
 {{- end }}
+{{- end }}
+
+{{/* Ports of S3 alone, a list as JSON. */}}
+{{- define "fusion.s3Ports" -}}
+{{- $given := .Values.networkPolicies.s3Ports -}}
+{{- $endpoint := include "fusion.s3Endpoint" . -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse $endpoint).host | trimPrefix ":" | default (ternary "443" "80" (hasPrefix "https:" $endpoint)) -}}
+{{- default (list (int $port)) $given | toJson -}}
 {{- end }}
 
 {{/* A pool with what it does not say taken from workerPoolDefaults. */}}

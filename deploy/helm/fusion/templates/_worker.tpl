@@ -1,4 +1,5 @@
-{{/* The pod of a worker. Arguments: root, name (the pool), pool (merged), component, oneJob (a pod for one job), group (of nodes). */}}
+{{/* The pod of a worker. Arguments: root, name (the pool), pool (merged), component, oneJob (a pod for one job),
+     group (of nodes), rank in it: above 0 it follows the pod of rank 0, and is given no database and no Redis. */}}
 {{- define "fusion.workerPod" -}}
 {{- $root := .root -}}
 {{- $pool := .pool -}}
@@ -8,6 +9,9 @@ metadata:
     fusion/pool: {{ .name }}
     {{- with .group }}
     fusion/group: {{ . }}
+    {{- end }}
+    {{- if .rank }}
+    fusion/role: follower
     {{- end }}
   annotations:
     # A busy worker that is moved loses the steps since its last checkpoint. An idle one is scaled in anyway.
@@ -45,11 +49,11 @@ spec:
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       securityContext: {{- include "fusion.containerSecurity" $root | nindent 8 }}
       {{- if .group }}
-      # Drained, a worker ends well, and its index of the Job would be done for good; the group is to start again.
+      # Drained, a worker ends well, and its Job would be done for good; the group is to start again.
       command: [tini, --, python3, -c, "from fusion_worker.__main__ import main; main(); raise SystemExit('drained')"]
       {{- end }}
       env:
-        {{- include "fusion.storeEnv" $root | nindent 8 }}
+        {{- include (ternary "fusion.s3Env" "fusion.storeEnv" (gt (int .rank) 0)) $root | nindent 8 }}
         - {name: FUSION_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: FUSION_POOL, value: {{ .name | quote }}}
         - {name: FUSION_WORK_DIR, value: /var/lib/fusion}
@@ -72,8 +76,8 @@ spec:
         {{- if .group }}
         - {name: FUSION_GROUP_SECRET_FILE, value: /etc/fusion/group/secret}
         - {name: FUSION_NODES, value: {{ $pool.nodes | quote }}}
-        - {name: FUSION_NODE_RANK, valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}}
-        - {name: FUSION_LEADER_HOST, value: {{ printf "%s-group-0-0.%s" .group .group | quote }}}
+        - {name: FUSION_NODE_RANK, value: {{ .rank | quote }}}
+        - {name: FUSION_LEADER_HOST, value: {{ printf "%s-node-0-0-0.%s" .group .group | quote }}}
         {{- end }}
         {{- include "fusion.extraEnv" $pool.env | nindent 8 }}
       ports:
@@ -99,7 +103,7 @@ spec:
           {{ $pool.gpu.resource }}: {{ $pool.gpu.count }}
           {{- end }}
       volumeMounts:
-        {{- include "fusion.storeMounts" $root | nindent 8 }}
+        {{- include (ternary "fusion.s3Mounts" "fusion.storeMounts" (gt (int .rank) 0)) $root | nindent 8 }}
         {{- if .group }}
         - {name: group, mountPath: /etc/fusion/group, readOnly: true}
         {{- end }}
@@ -109,7 +113,7 @@ spec:
         - {name: shm, mountPath: /dev/shm}
         {{- end }}
   volumes:
-    {{- include "fusion.storeVolumes" (dict "root" $root "role" "worker") | nindent 4 }}
+    {{- include (ternary "fusion.s3Volumes" "fusion.storeVolumes" (gt (int .rank) 0)) (dict "root" $root "role" "worker") | nindent 4 }}
     {{- if .group }}
     - name: group
       secret:
