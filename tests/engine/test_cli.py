@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fusion_core.growth_plan import Axis, GrowthPlan, plan_growth
-from fusion_engine.cli import main
+from fusion_engine.cli import INTERRUPTED_EXIT, main
 from msgspec.json import decode
 from transformers import AutoModelForCausalLM
 
@@ -90,6 +90,21 @@ def test_grow_writes_a_model_that_computes_the_same(
 def test_grow_overwrites_nothing(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grow", str(tiny_base), str(tmp_path)]) == 2
     assert "exists; name a folder that does not [validation_failed]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_seen_only_once_it_has_passed_the_check(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def check(*_: object) -> float:
+        seen.append((tmp_path / "grown").exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusion_engine.guard.check_growth", check)
+    assert main(["grow", str(tiny_base), str(tmp_path / "grown")]) == INTERRUPTED_EXIT
+    assert seen == [False]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,6 @@
 """`fusion-engine grow`: a larger model that computes what the base computes, as an ordinary folder of safetensors."""
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from fusion_core.growth_plan import GrowthPlan
 from fusion_engine.commands import Subparsers
 from fusion_engine.commands.growth_options import add_growth_options, describe, plan_from
 from fusion_engine.commands.paths import check_paths
+from fusion_engine.files import complete_or_absent
 from fusion_engine.model_config import read_config, read_shape
 
 _PROMPTS = 3  # of random ids, beside the guard's own
@@ -18,9 +18,9 @@ _DESCRIPTION = """\
 Grow SRC into DST. The grown model has more layers, or wider FFNs, and computes exactly what SRC computes until it is
 trained: new layers start as copies that write nothing, new channels as copies that are not yet listened to.
 
-Weights stream from file to file, so growing takes a few tens of MB of memory whatever the model's size. The check at
-the end loads both models, one after the other, in fp32: 4 bytes a parameter. DST loads with transformers'
-AutoModelForCausalLM.from_pretrained and can be grown again.
+Weights stream from file to file, so growing takes a few tens of MB of memory whatever the model's size. The check
+loads both models, one after the other, in fp32: 4 bytes a parameter; DST appears only once it has passed. DST loads
+with transformers' AutoModelForCausalLM.from_pretrained and can be grown again.
 """
 _EPILOG = """\
 examples:
@@ -53,15 +53,10 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = plan_from(config, arguments)
     if not arguments.json:
         print(describe(read_shape(config), plan))
-    _grow(source, plan, destination)
-    difference = None
-    if not arguments.no_check:
-        try:
-            difference = _check(source, destination)
-        except BaseException:
-            shutil.rmtree(destination, ignore_errors=True)
-            raise
-    _write_card(source, plan, destination, difference)
+    with complete_or_absent(destination) as partial:
+        _grow(source, plan, partial)
+        difference = None if arguments.no_check else _check(source, partial)
+        _write_card(source, plan, partial, destination.resolve().name, difference)
     if arguments.json:
         report = {"model": str(destination), "function_preservation": difference, "plan": plan}
         print(msgspec.json.encode(report).decode())
@@ -72,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _grow(source: Path, plan: GrowthPlan, destination: Path) -> None:
+def _grow(source: Path, plan: GrowthPlan, folder: Path) -> None:
     from tqdm import tqdm
 
     from fusion_engine.base_folder import has_tokenizer, load_tokenizer, open_base
@@ -84,10 +79,10 @@ def _grow(source: Path, plan: GrowthPlan, destination: Path) -> None:
         load_tokenizer(base)  # refuses one that does not fit the embedding
     total = total_bytes(grown_tensors(base, plan))
     with tqdm(total=total, unit="B", unit_scale=True, desc="growing", disable=None, file=sys.stderr) as bar:
-        grow(base, plan, destination, wrote=bar.update)
+        grow(base, plan, folder, wrote=bar.update)
 
 
-def _check(source: Path, destination: Path) -> float:
+def _check(source: Path, grown: Path) -> float:
     """max |logit difference|, which is 0.0. Raises RejectedError growth_not_preserving for any other."""
     import numpy as np
     import torch
@@ -96,16 +91,16 @@ def _check(source: Path, destination: Path) -> float:
 
     vocabulary = read_shape(read_config(source)).vocab
     rows = np.random.default_rng(0).integers(vocabulary, size=(_PROMPTS, PROMPT_TOKENS), dtype=np.int32)
-    return check_growth(source, destination, guard_prompts(list(rows), vocabulary), torch.device("cpu"))
+    return check_growth(source, grown, guard_prompts(list(rows), vocabulary), torch.device("cpu"))
 
 
-def _write_card(source: Path, plan: GrowthPlan, destination: Path, difference: float | None) -> None:
+def _write_card(source: Path, plan: GrowthPlan, folder: Path, name: str, difference: float | None) -> None:
     from fusion_engine.model_card import CARD_FILE, CardFacts, growth_change, model_card
 
     facts = CardFacts(
-        name=destination.resolve().name,
+        name=name,
         base_name=source.resolve().name,
         change=f"{growth_change(plan)}; not trained yet, so it computes what its base computes",
         results={} if difference is None else {"function_preservation": difference},
     )
-    (destination / CARD_FILE).write_text(model_card(source, facts))
+    (folder / CARD_FILE).write_text(model_card(source, facts))

@@ -28,7 +28,6 @@ _ALLOWED = (
     "HOME",
     "LANG",
     "LC_ALL",
-    "TMPDIR",
     "LD_LIBRARY_PATH",
     "PYTHONPATH",
     "VIRTUAL_ENV",
@@ -37,6 +36,7 @@ _ALLOWED = (
 _ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH")
 # Set for every trainer and inherited by all it starts: an orphan of any session or folder is known by it.
 RUN_DIR_VARIABLE = "FUSION_RUN_DIR"
+TEMPORARY_FOLDER = "tmp"  # of a run, and gone with it: a launcher that is killed leaves its own behind
 
 
 def command(run: Run, run_dir: Path, settings: WorkerSettings) -> list[str]:
@@ -63,6 +63,7 @@ def environment(settings: WorkerSettings, run_dir: Path) -> dict[str, str]:
     threads = str(settings.threads)
     fixed = {
         RUN_DIR_VARIABLE: str(run_dir),
+        "TMPDIR": str(run_dir / TEMPORARY_FOLDER),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
@@ -98,6 +99,7 @@ class TrainerProcess:
         argv = command(run, run_dir, settings)
         user = TrainerUser.find(settings.trainer_user)
         env = environment(settings, run_dir)
+        (run_dir / TEMPORARY_FOLDER).mkdir(exist_ok=True)
         with (run_dir / LOG_FILE).open("ab") as output:
             if user is not None:
                 user.hand_over(run_dir, Path(settings.work_dir))

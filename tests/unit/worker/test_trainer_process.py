@@ -1,11 +1,13 @@
 """What a trainer is given, and that nothing of it survives."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from fusion_core.trainer_protocol import IngestRun
@@ -100,14 +102,20 @@ def test_a_dataset_is_read_without_the_launcher(run_dir: Path) -> None:
 
 
 async def test_the_log_tail_is_the_end_of_what_was_printed(run_dir: Path) -> None:
-    settings = WorkerSettings(
-        **{name: getattr(SETTINGS, name) for name in SETTINGS.__struct_fields__ if name != "trainer_command"},
-        trainer_command=f"{sys.executable} -c \"print('x' * 9000); print('last')\"",
-    )
+    printing = f"{sys.executable} -c \"print('x' * 9000); print('last')\""
+    settings = msgspec.structs.replace(SETTINGS, trainer_command=printing)
     trainer = await TrainerProcess.launch(RUN, run_dir, settings)
     assert await trainer.wait() == 0
     assert trainer.log_tail().endswith("x\nlast")
     assert len(trainer.log_tail()) < 5000
+
+
+async def test_what_a_trainer_puts_aside_lies_in_its_run(run_dir: Path) -> None:
+    program = "import tempfile; print(tempfile.mkdtemp())"
+    settings = msgspec.structs.replace(SETTINGS, trainer_command=shlex.join([sys.executable, "-c", program]))
+    trainer = await TrainerProcess.launch(RUN, run_dir, settings)
+    assert await trainer.wait() == 0
+    assert Path(trainer.log_tail()).parent == run_dir / "tmp"
 
 
 def test_the_daemon_does_not_know_torch() -> None:
