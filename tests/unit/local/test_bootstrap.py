@@ -66,9 +66,7 @@ def test_installs_torch_first_and_the_project_last(checkout: Path) -> None:
 def test_a_second_time_does_nothing_and_says_nothing(checkout: Path) -> None:
     bootstrap(checkout)
     before = calls(checkout)
-    started = time.monotonic()
     assert bootstrap(checkout) == ""
-    assert time.monotonic() - started < 1
     assert calls(checkout) == before
 
 
