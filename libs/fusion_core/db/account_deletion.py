@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from fusion_core.db.audit import By, record
 from fusion_core.db.endings import end_cancelled
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT
@@ -42,22 +43,12 @@ async def read_contents(conn: Connection, account_id: UUID) -> Contents:
     return Contents(**{field: row[field] for field in Contents.__struct_fields__})
 
 
-async def close_account(conn: Connection, account_id: UUID, actor: str, reason: str) -> Contents:
+async def close_account(conn: Connection, account_id: UUID, by: By) -> Contents:
     """From now on no key of the account works. `empty_closed_accounts` does the rest. Raises UnknownAccountError."""
     async with conn.transaction():
         contents = await read_contents(conn, account_id)
         if await queries.close_account(conn, account_id=account_id) is not None:
-            await queries.insert_audit(
-                conn,
-                actor=actor,
-                action="delete_account",
-                target_type="account",
-                target=str(account_id),
-                reason=reason,
-                before=msgspec.to_builtins(contents),
-                after=None,
-                request_id=None,
-            )
+            await record(conn, by, "delete_account", "account", str(account_id), msgspec.to_builtins(contents), None)
     return contents
 
 

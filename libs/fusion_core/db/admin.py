@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from fusion_core.db import webhooks
+from fusion_core.db.audit import By, record
 from fusion_core.db.endings import end_failed, obey_pending, record_event, requeue
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
@@ -32,14 +33,6 @@ class LeaseAliveError(Exception):
     """The job's worker still renews its lease."""
 
 
-class By(msgspec.Struct, frozen=True):
-    """Who acts, why, and in which request."""
-
-    actor: str
-    reason: str
-    request_id: str | None = None
-
-
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """An action's effect. `changed` false: everything was so already, and the audit log has no line of it."""
 
@@ -55,18 +48,7 @@ async def _conclude(
     conn: Connection, by: By, action: str, target_type: str, target: str, before: Any, after: Any
 ) -> Done:
     """The action's line in the audit log, inside the action's transaction, unless nothing changed."""
-    if before != after:
-        await queries.insert_audit(
-            conn,
-            actor=by.actor,
-            action=action,
-            target_type=target_type,
-            target=target,
-            reason=by.reason,
-            before=before,
-            after=after,
-            request_id=by.request_id,
-        )
+    await record(conn, by, action, target_type, target, before, after)
     return Done(
         action=action, target_type=target_type, target=target, changed=before != after, before=before, after=after
     )
@@ -231,6 +213,24 @@ async def replay_webhooks(conn: Connection, by: By, webhook_id: UUID) -> Done:
             await webhooks.replay(conn, endpoint["account_id"], webhook_id, delivery_id)
         before, after = {"undelivered": len(lost)}, {"undelivered": 0}
         return await _conclude(conn, by, "replay", "webhook", str(webhook_id), before, after)
+
+
+async def restore_model(conn: Connection, by: By, model_id: UUID, *, days: int) -> Any:
+    """Undo a deletion of the last `days`, while the files are there; the row. Raises UnknownTargetError."""
+    async with conn.transaction():
+        row = await queries.restore_model(conn, model_id=model_id, days=days)
+        if row is None:
+            raise UnknownTargetError("model")
+        before, after = ({"status": status} for status in ("deleted", "ready"))
+        await _conclude(conn, by, "restore_model", "model", str(model_id), before, after)
+        return row
+
+
+async def order_retention(conn: Connection, by: By, due: Mapping[str, int]) -> Done:
+    """The audit log's line of a retention that the caller begins once this is committed; `due` says how many rows."""
+    async with conn.transaction():
+        before, after = ({"ordered": ordered, "due": dict(due)} for ordered in (False, True))
+        return await _conclude(conn, by, "retention", "storage", "rows", before, after)
 
 
 async def order_prune(conn: Connection, by: By) -> Done:

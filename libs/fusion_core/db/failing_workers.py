@@ -7,11 +7,12 @@ Everything here runs in its caller's transaction, with the job's row locked.
 
 from uuid import UUID
 
+from fusion_core.db import audit
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.states import FAILING_WORKER_LIMIT
 
-RULE = "rule:failing-worker"
+RULE = f"{audit.RULE}failing-worker"
 GPU_FAULT = "gpu_fault"
 # What is in S3, or not, every worker finds alike.
 SHARED_CAUSES = frozenset({"storage_unavailable", "inputs_unavailable", "upload_failed"})
@@ -47,14 +48,6 @@ async def take_back(conn: Connection, job_id: UUID) -> None:
 async def _drain(conn: Connection, worker_id: UUID, reason: str) -> None:
     drained = await queries.drain_by_rule(conn, worker_id=worker_id, reason=reason)
     if drained is not None:
-        await queries.insert_audit(
-            conn,
-            actor=RULE,
-            action="drain_worker",
-            target_type="worker",
-            target=str(worker_id),
-            reason=reason,
-            before={"name": drained["name"], "draining": False},
-            after={"name": drained["name"], "draining": True},
-            request_id=None,
-        )
+        before, after = ({"name": drained["name"], "draining": draining} for draining in (False, True))
+        by = audit.By(RULE, reason)
+        await audit.record(conn, by, "drain_worker", "worker", str(worker_id), before, after)

@@ -11,6 +11,7 @@ from pathlib import Path
 import asyncpg
 import structlog
 
+from fusion_core.db.audit import By, record
 from fusion_core.db.pool import connect, queries
 from fusion_core.db.roles import grant_roles
 from fusion_core.money import DEFAULT_PRICES
@@ -30,8 +31,10 @@ class TableInUseError(RuntimeError):
     """Somebody's transaction has held a table that a migration changes for LOCK_PATIENCE_S."""
 
 
-async def migrate(url: str) -> list[str]:
+async def migrate(url: str, by: By | None = None) -> list[str]:
     """Bring the schema and the services' rights up to date; answers the names applied now.
+
+    An operator (`by`) gets a line in the audit log.
 
     The advisory lock lives as long as the transaction, so a pooler in front of Postgres does no harm.
     Raises MigrationChangedError, TableInUseError.
@@ -59,6 +62,9 @@ async def migrate(url: str) -> list[str]:
                     raise MigrationChangedError(f"{path.name} was changed after it was applied; add a new migration")
             await queries.insert_prices(connection, version=1, price_table=DEFAULT_PRICES)
             await grant_roles(connection)
+            if by is not None and applied_now:
+                before, after = ({"newest": max(names, default=None)} for names in (applied, applied_now))
+                await record(connection, by, "migrate", "database", "schema", before, after)
     except asyncpg.LockNotAvailableError as error:
         raise TableInUseError(
             f"a transaction has held a table for {LOCK_PATIENCE_S:.0f} s; nothing was changed. Find it in"

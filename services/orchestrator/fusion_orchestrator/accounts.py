@@ -1,12 +1,11 @@
-"""Accounts and API keys as an operator creates them."""
+"""Accounts and API keys as an operator creates them, each with its line in the audit log."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from uuid import UUID
 
 import msgspec
 from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
-from fusion_core.db.pool import Connection, connect, queries
+from fusion_core.db.audit import By, record
+from fusion_core.db.pool import Connection, queries
 
 
 class AccountError(ValueError):
@@ -24,42 +23,37 @@ class NewKey(msgspec.Struct, frozen=True):
         return f"NewKey({self.id})"
 
 
-@asynccontextmanager
-async def _connected(database_url: str) -> AsyncIterator[Connection]:
-    connection = await connect(database_url, application_name="fusion-admin")
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def create_account(database_url: str, name: str) -> UUID:
+async def create_account(conn: Connection, by: By, name: str) -> UUID:
     """Raises AccountError for a name that is empty or longer than 200 characters."""
-    if not 1 <= len(name.strip()) <= 200:
+    name = name.strip()
+    if not 1 <= len(name) <= 200:
         raise AccountError("an account's name has 1 to 200 characters")
-    async with _connected(database_url) as connection:
-        row = await queries.insert_account(connection, name=name.strip())
-    account_id: UUID = row["id"]
+    async with conn.transaction():
+        account_id: UUID = (await queries.insert_account(conn, name=name))["id"]
+        await record(conn, by, "create_account", "account", str(account_id), None, {"name": name})
     return account_id
 
 
-async def create_key(database_url: str, account_id: UUID, name: str, scopes: list[str]) -> NewKey:
+async def create_key(conn: Connection, by: By, account_id: UUID, name: str, scopes: list[str]) -> NewKey:
     """Raises AccountError for an unknown account, an unknown scope, or a name of a wrong length."""
     if unknown := sorted(set(scopes) - set(SCOPES)):
         raise AccountError(f"unknown scopes {', '.join(unknown)}; the scopes are {', '.join(SCOPES)}")
     if not scopes or not 1 <= len(name) <= 200:
         raise AccountError("a key needs at least one scope and a name of 1 to 200 characters")
     secret = new_secret()
-    async with _connected(database_url) as connection:
-        if await queries.get_account(connection, account_id=account_id) is None:
+    prefix = visible_prefix(secret)
+    async with conn.transaction():
+        if await queries.get_account(conn, account_id=account_id) is None:
             raise AccountError(f"there is no account {account_id}; create one with `fusion-admin accounts create`")
         row = await queries.insert_api_key(
-            connection,
+            conn,
             account_id=account_id,
             name=name,
-            prefix=visible_prefix(secret),
+            prefix=prefix,
             secret_sha256=secret_sha256(secret),
             scopes=sorted(set(scopes)),
             expires_at=None,
         )
+        made = {"account_id": account_id, "name": name, "prefix": prefix, "scopes": row["scopes"]}
+        await record(conn, by, "create_key", "key", str(row["id"]), None, made)
     return NewKey(row["id"], tuple(row["scopes"]), secret)

@@ -5,10 +5,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from fusion_core import s3_keys
+from fusion_core.db.audit import By, record
 from fusion_core.db.pool import Pool, queries
 from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
@@ -44,6 +46,7 @@ class Source(msgspec.Struct, frozen=True):
 async def import_base_model(
     pool: Pool,
     storage: Storage,
+    by: By,
     folder: ModelFolder,
     *,
     name: str,
@@ -69,8 +72,9 @@ async def import_base_model(
     prefix = s3_keys.base_model(base_model_id)
     await storage.put_bytes(f"{prefix}/{IMPORTING}", b"")
     await _upload(storage, prefix, sources, progress)
-    row = await queries.insert_base_model(
+    row = await _insert(
         pool,
+        by,
         id=base_model_id,
         family=folder.family,
         name=name,
@@ -89,6 +93,16 @@ async def import_base_model(
         return winner
     await storage.delete([f"{prefix}/{IMPORTING}"])
     return Imported(base_model_id, name, version, created=True)
+
+
+async def _insert(pool: Pool, by: By, **columns: Any) -> Any:
+    """The catalog's row with its line in the audit log; None: the same content was there first."""
+    async with pool.acquire() as conn, conn.transaction():
+        row = await queries.insert_base_model(conn, **columns)
+        if row is not None:
+            made = {field: columns[field] for field in ("name", "version", "s3_prefix", "content_sha256")}
+            await record(conn, by, "import_base_model", "base_model", str(columns["id"]), None, made)
+        return row
 
 
 async def _existing(pool: Pool, content_sha256: str) -> Imported | None:

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from fusion_core.db.audit import By
 from fusion_core.db.pool import Pool
 from fusion_core.problems import PROBLEMS
 from fusion_core.settings import CommonSettings
@@ -48,7 +49,7 @@ async def http(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
 
 async def new_token(pool: Pool, name: str, role: str) -> operators.NewToken:
     async with pool.acquire() as conn:
-        return await operators.create_token(conn, name, role)
+        return await operators.create_token(conn, By("cli:test", "a test"), name, role)
 
 
 @pytest.fixture

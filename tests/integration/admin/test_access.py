@@ -6,6 +6,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from fusion_core.api_keys import secret_sha256
+from fusion_core.db.audit import By
 from fusion_core.db.pool import queries
 from fusion_orchestrator import operators
 from fusion_orchestrator.admin.auth import operator, viewer
@@ -16,6 +17,7 @@ from tests.integration.db.conftest import World
 
 from .conftest import check_problem, new_token
 
+BY = By("cli:test", "a test")
 ID = "0198b3a2-6f00-7000-8000-00000000ffff"
 Route = tuple[str, str, HTTPRouteHandler]
 
@@ -49,7 +51,7 @@ async def test_nobody_gets_in_without_a_live_token_of_the_role(
         await new_token(world.pool, "gone", "operator")
     ]
     async with world.pool.acquire() as conn:
-        await operators.revoke_token(conn, gone.id)
+        await operators.revoke_token(conn, BY, gone.id)
     strangers = ["", "Bearer", f"Basic {acts.secret}", f"Bearer {gone.secret}", f"Bearer fusion_ops_{'x' * 43}",
                  f"Bearer fusion_live_{'x' * 43}", f"Bearer fusion_ops_{'x' * 5000}"]  # fmt: skip
     for method, path, _ in routes(app):
@@ -70,8 +72,8 @@ async def test_a_revoked_token_is_refused_by_the_very_next_request(http: httpx.A
     headers = {"Authorization": f"Bearer {token.secret}"}
     assert (await http.get("/admin/audit", headers=headers)).status_code == 200
     async with world.pool.acquire() as conn:
-        await operators.revoke_token(conn, token.id)
-        await operators.revoke_token(conn, token.id)
+        await operators.revoke_token(conn, BY, token.id)
+        await operators.revoke_token(conn, BY, token.id)
     check_problem(await http.get("/admin/audit", headers=headers), "operator_unauthorized")
 
 
@@ -85,10 +87,10 @@ async def test_a_token_is_kept_as_its_hash_and_its_name_is_one_persons(world: Wo
     with pytest.raises(operators.OperatorError, match="revoke it first"):
         await new_token(world.pool, "bob", "operator")
     async with world.pool.acquire() as conn:
-        await operators.revoke_token(conn, token.id)
+        await operators.revoke_token(conn, BY, token.id)
         assert [one["id"] for one in await operators.list_tokens(conn)] == [token.id]
         with pytest.raises(operators.OperatorError, match="no operator token"):
-            await operators.revoke_token(conn, uuid4())
+            await operators.revoke_token(conn, BY, uuid4())
     assert (await new_token(world.pool, "bob", "operator")).role == "operator"
     with pytest.raises(operators.OperatorError, match="viewer, operator"):
         await new_token(world.pool, "eve", "root")

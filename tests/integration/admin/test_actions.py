@@ -85,7 +85,8 @@ REPEATABLE = sorted(ACTIONS.keys() - {"/webhooks/replay", "/storage/prune"})
 
 
 async def lines(world: World) -> list[Any]:
-    return await world.pool.fetch("select * from audit_log order by id")
+    """Of the actions; the token that the test acts with has its own."""
+    return await world.pool.fetch("select * from audit_log where target_type <> 'operator_token' order by id")
 
 
 def test_every_action_there_is_is_tried_here(app: Litestar) -> None:

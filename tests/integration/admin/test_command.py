@@ -83,8 +83,9 @@ async def test_the_page_can_be_followed_to_the_letter(world: World, run: Run) ->
     code, out, err = await run(script, **names)
     assert code == 0, err
     done = [row["action"] for row in await world.pool.fetch("select action from audit_log order by id")]
-    assert done == ["drain", "undrain", "cordon", "uncordon", "pause", "resume", "priority", "deadline", "requeue",
-                    "fail", "replay", "prune"], "reclaim had nothing to do"  # fmt: skip
+    assert done == ["create_token", "create_token", "drain", "undrain", "cordon", "uncordon", "pause",
+                    "resume", "priority", "deadline", "requeue", "fail", "replay",
+                    "prune"], "reclaim had nothing to do"  # fmt: skip
     failed = await world.job(job.id)
     assert failed.error is not None
     assert "licence" in failed.error["message"]
@@ -139,6 +140,7 @@ async def test_what_is_wrong_is_said_in_a_line_and_what_to_do(world: World, run:
         (f"job {nowhere}", {"FUSION_OPERATOR_TOKEN_FILE": str(kept)}, "no such job"),
         ("jobs --account x", {"FUSION_OPERATOR_TOKEN": viewer}, "account"),
         ("operators create eve --role viewer", {}, "revoke it first"),
+        ("operators create cli:root --role operator", {}, "another actor's"),
     ):
         code, out, err = await run(f"fusion-admin {script}", **more)
         assert (code, out) == (1, ""), script

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 from fusion_core.db import admin, sweep, webhooks
 from fusion_core.db.attempts import Attempt
+from fusion_core.db.audit import By
 from fusion_core.states import LOSS_LIMIT, TERMINAL, State
 from fusion_orchestrator import retention
 from fusion_orchestrator.prune import Pruner
@@ -20,7 +21,7 @@ from tests.integration.db.fleet_customers import GAP_S, TTL_S
 from tests.integration.db.fleet_workers import Workers
 
 RETENTION = RetentionSettings(database_url="", s3_endpoint="", s3_access_key="", s3_secret_key="", keep_checkpoints=2)
-BY = admin.By("on-call", "a test")
+BY = By("on-call", "a test")
 
 
 class Fleet(Workers):

@@ -2,7 +2,10 @@
 
 import asyncio
 import hashlib
+import inspect
 import json
+import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from unittest.mock import ANY
 import pytest
 from fusion_core.db.pool import queries
 from fusion_core.storage import Storage
+from fusion_orchestrator.admin_cli import app as command_line
 
 Admin = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -136,6 +140,107 @@ async def test_migrate_is_repeatable_and_prune_reports(admin: Admin, storage: St
     assert "attempt objects" in out
 
 
+async def audited(world: Any) -> list[tuple[Any, ...]]:
+    """Lines of the audit log since the last call."""
+    rows = await world.pool.fetch(
+        "select action, target_type, target, actor, reason, before, after from audit_log order by id offset $1",
+        world.audited_so_far,
+    )
+    world.audited_so_far += len(rows)
+    return [tuple(row) for row in rows]
+
+
+async def test_every_direct_command_that_changes_something_has_its_line_in_the_audit_log(
+    admin: Admin, model_dir: Path, world: Any
+) -> None:
+    world.audited_so_far = 0
+    user = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    ada = ("--actor", "ada", "--reason", "why")
+
+    account = (await admin("accounts", "create", "ACME", *ada))[1]
+    made = ("create_account", "account", account, "cli:ada", "why", None, {"name": "ACME"})
+    assert await audited(world) == [made]
+
+    secret = (await admin("keys", "create", account, "--scopes", "read"))[1]
+    (line,) = await audited(world)
+    assert (line[:2], line[3:6]) == (("create_key", "key"), (user, "no reason given", None))
+    assert line[6] == {"account_id": account, "name": ANY, "prefix": ANY, "scopes": ["read"]}
+    assert secret not in str(line)
+
+    token = (await admin("operators", "create", "bob", "--role", "viewer"))[1]
+    (line,) = await audited(world)
+    assert (line[:2], line[6]["name"], line[6]["role"]) == (("create_token", "operator_token"), "bob", "viewer")
+    assert token not in str(line)
+    for _ in range(2):
+        assert (await admin("operators", "revoke", line[2], *ada))[0] == 0
+    (revoked,) = await audited(world)
+    assert (revoked[:4], revoked[5]["revoked_at"]) == (("revoke_token", "operator_token", line[2], "cli:ada"), None)
+    assert revoked[6]["revoked_at"] is not None
+
+    base, again = [(await admin("base-models", "import", str(model_dir), *ada))[1] for _ in range(2)]
+    assert base == again
+    (line,) = await audited(world)
+    assert (line[:3], line[5], line[6]["name"]) == (("import_base_model", "base_model", base), None, "tiny")
+
+    for command, target in (("prune", "bucket"), ("retention", "rows")):
+        assert (await admin(command, "--dry-run"))[0] == 0
+        assert await audited(world) == []
+        assert (await admin(command, *ada))[0] == 0
+        (line,) = await audited(world)
+        assert (line[:5], line[6]["ordered"]) == ((command, "storage", target, "cli:ada", "why"), True)
+
+    await world.pool.execute("delete from schema_migrations where name = '0023_audit_targets.sql'")
+    assert (await admin("migrate"))[0] == 0
+    (line,) = await audited(world)
+    assert (line[:2], line[6]) == (("migrate", "database"), {"newest": "0023_audit_targets.sql"})
+
+    assert (await admin("accounts", "delete", account, *ada))[0] == 0
+    (line,) = await audited(world)
+    assert (line[:4], line[5]["api_keys"]) == (("delete_account", "account", account, "cli:ada"), 1)
+
+
+async def test_a_restored_model_has_its_line_in_the_audit_log(admin: Admin, world: Any) -> None:
+    job = await world.queue_job()
+    model = await world.pool.fetchval(
+        "insert into models"
+        " (account_id, job_id, name, version, params, config, s3_prefix, manifest, status, deleted_at)"
+        " values ($1, $2, 'grown', 1, 1, '{}', 'x', '{}', 'deleted', now()) returning id",
+        job.account_id,
+        job.id,
+    )
+    for code in (0, 1):
+        assert (await admin("models", "restore", str(model), "-r", "a slip of theirs"))[0] == code
+    (line,) = await world.pool.fetch("select * from audit_log")
+    assert (line["action"], line["target"], line["reason"]) == ("restore_model", str(model), "a slip of theirs")
+    assert (line["before"], line["after"]) == ({"status": "deleted"}, {"status": "ready"})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prune",),
+        ("retention",),
+        ("models", "restore", "0198b3a2-6f00-7000-8000-00000000ffff"),
+        ("operators", "revoke", "0198b3a2-6f00-7000-8000-00000000ffff"),
+        ("accounts", "delete", "0198b3a2-6f00-7000-8000-00000000ffff"),
+    ],
+)
+async def test_what_changes_things_that_exist_needs_a_reason(admin: Admin, command: tuple[str, ...]) -> None:
+    for reason, fault in (((), "--reason is missing"), (("--reason", " "), "not blanks alone")):
+        code, out, err = await admin(*command, *reason)
+        assert (code, out, fault in err) == (1, "", True), err
+
+
+def test_every_direct_command_but_the_lists_takes_who_and_why() -> None:
+    """Those without a context do not ask the admin port, which writes its own lines."""
+    apps = [command_line, *(group.typer_instance for group in command_line.registered_groups)]
+    callbacks = [one.callback for app in apps if app is not None for one in app.registered_commands]
+    direct = [one for one in callbacks if one is not None and "context" not in inspect.signature(one).parameters]
+    assert len(direct) == 11
+    silent = [one.__name__ for one in direct if not {"reason", "actor"} <= inspect.signature(one).parameters.keys()]
+    assert silent == ["show"], "operators list"
+
+
 async def test_bad_settings_are_all_named(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from fusion_orchestrator.admin_cli import app; app()", "migrate",
@@ -158,12 +263,12 @@ async def test_an_account_is_deleted_with_a_reason_and_a_dry_run_changes_nothing
     assert await admin("accounts", "delete", account, "--reason", "no longer a customer") == (0, counted[1], ANY)
     assert await world.count("select count(*) from audit_log where reason = 'no longer a customer'") == 1
     for again in range(2):
-        code, shown, _ = await admin("retention")
+        code, shown, _ = await admin("retention", "--reason", "they asked for it")
         assert (code, f"closed accounts                      {1 - again}" in shown) == (0, True), shown
     code, _, err = await admin("accounts", "delete", account, "--reason", "x")
     assert (code, "there is no account" in err) == (1, True)
 
 
 async def test_a_model_that_is_not_deleted_cannot_be_restored(admin: Admin, world: Any) -> None:
-    code, _, err = await admin("models", "restore", str(await world.account()))
+    code, _, err = await admin("models", "restore", str(await world.account()), "--reason", "asked for")
     assert (code, "was not deleted in the last 7 days" in err) == (1, True)

@@ -12,6 +12,7 @@ from fusion_core import s3_keys
 from fusion_core.db import attempts, checkpoints
 from fusion_core.db.account_deletion import UnknownAccountError, close_account
 from fusion_core.db.attempts import Attempt
+from fusion_core.db.audit import By
 from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import OwnConnection, connect, queries
 from fusion_core.db.rehearsal_pools import OPERATOR_ACCOUNT
@@ -116,7 +117,7 @@ async def test_an_upload_that_no_dataset_took_goes_when_it_expires(
 
 async def delete_account(world: Any, conn: OwnConnection) -> UUID:
     account_id: UUID = await world.account()
-    await close_account(conn, account_id, "test", "the contract has ended")
+    await close_account(conn, account_id, By("test", "the contract has ended"))
     return account_id
 
 
@@ -130,7 +131,7 @@ async def test_a_deleted_account_leaves_stubs_of_its_ledger_and_no_object(
     await storage.put_bytes(f"{s3_keys.checkpoint(prefix, 10)}/manifest.json", b"x")
     await world.webhook("https://example.com/hook", "job.failed")
     account_id = await delete_account(world, conn)
-    await close_account(conn, account_id, "test", "said twice")
+    await close_account(conn, account_id, By("test", "said twice"))
     await world.webhook("https://example.com/late", "job.failed")  # a request that was under way
     assert await conn.fetchval("select count(*) from audit_log where action = 'delete_account'") == 1
     assert (await retention.enforce(conn, settings))["closed accounts"] == 0, "a job of it still runs"
@@ -174,7 +175,7 @@ async def test_every_table_that_names_an_account_or_a_job_is_emptied(conn: OwnCo
 
 async def test_the_operators_own_account_cannot_be_deleted(conn: OwnConnection) -> None:
     with pytest.raises(UnknownAccountError):
-        await close_account(conn, OPERATOR_ACCOUNT, "test", "no")
+        await close_account(conn, OPERATOR_ACCOUNT, By("test", "no"))
 
 
 async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored(
@@ -199,5 +200,7 @@ async def test_a_deleted_models_files_stay_for_their_time_and_it_can_be_restored
     await conn.execute("update models set deleted_at = now() - interval '8 d'")
     assert await queries.restore_model(conn, model_id=model_id, days=7) is None
     longer = RetentionSettings(**msgspec.structs.asdict(common_settings), deleted_model_days=9)
-    assert (await prune_as(longer, AT_ONCE, dry_run=False)).attempt_objects == 0, "the command keeps to the settings"
+    assert (await prune_as(longer, AT_ONCE, By("test", "now"))).attempt_objects == 0, (
+        "the command keeps to the settings"
+    )
     assert (await Pruner(world.pool, storage, model_days=7, min_age=AT_ONCE).run()).attempt_objects == 1

@@ -9,8 +9,9 @@ import msgspec
 import psutil
 import pytest
 from fusion_core.db import attempts, jobs, sweep
-from fusion_core.db.admin import By, drain_worker
+from fusion_core.db.admin import drain_worker
 from fusion_core.db.attempts import Claimer
+from fusion_core.db.audit import By
 from fusion_core.trainer_protocol import MANIFEST_FILE
 from fusion_local.processes import Processes
 from fusion_worker.settings import WorkerSettings

@@ -9,6 +9,9 @@ on conflict do nothing returning *;
 -- name: list_operator_tokens(limit)
 select * from operator_tokens order by id desc limit :limit;
 
+-- name: lock_operator_token(token_id)^
+select * from operator_tokens where id = :token_id for update;
+
 -- name: revoke_operator_token(token_id)^
 update operator_tokens set revoked_at = coalesce(revoked_at, now()) where id = :token_id returning *;
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import msgspec
 import structlog
-from fusion_core.db.admin import By, Done, LeaseAliveError, UnknownTargetError
+from fusion_core.db.admin import Done, LeaseAliveError, UnknownTargetError
+from fusion_core.db.audit import MAX_REASON, By
 from fusion_core.db.pool import Connection
 from fusion_core.db.webhooks import EndpointDisabledError
 from fusion_http.problem_details import ProblemError, not_found
@@ -19,7 +20,7 @@ log = structlog.get_logger()
 class Why(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of every action. The reason is kept in the audit log; that of a failure is shown to the customer."""
 
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000, pattern=r"\S")]
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
 
 
 async def perform(

@@ -15,12 +15,28 @@ from fusion_orchestrator.admin.auth import viewer
 from fusion_orchestrator.admin.rows import of_row
 from fusion_orchestrator.service import Service
 
-TargetType = Literal["job", "worker", "pool", "account", "dispatch", "webhook", "storage"]
+TargetType = Literal[
+    "job",
+    "worker",
+    "pool",
+    "account",
+    "dispatch",
+    "webhook",
+    "storage",
+    "key",
+    "operator_token",
+    "model",
+    "base_model",
+    "database",
+]
 Text = Annotated[str | None, QueryParameter(max_length=200)]
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One action that changed something. `actor` is the operator token's name."""
+    """One action that changed something.
+
+    `actor` is an operator token's name, `cli:` and who ran a command on the stores, or `rule:` and a rule of Fusion's.
+    """
 
     id: UUID
     actor: str

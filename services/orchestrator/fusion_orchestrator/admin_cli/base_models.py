@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fusion_core.db.audit import By
 from fusion_core.settings import CommonSettings
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from fusion_orchestrator.admin_cli.running import err, fail, out, run, settings, stores
+from fusion_orchestrator.admin_cli.who import Actor, Why, setting_up
 from fusion_orchestrator.base_model_import import Imported, Progress, import_base_model
 from fusion_orchestrator.model_folder import BaseModelRejectedError, ModelFolder, verify_model_folder
 from fusion_orchestrator.rehearsal import RehearsalError, check_rehearsal
@@ -32,6 +34,8 @@ def import_base(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the catalog; the folder's name unless given.")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the catalog; the precision unless given.")] = None,
+    reason: Why = None,
+    actor: Actor = None,
 ) -> None:
     """Import a base model into the catalog and print its id.
 
@@ -40,6 +44,7 @@ def import_base(
     its entry last, so that a base model is there completely or not at all. Importing the same content again answers
     the entry that exists.
     """
+    by = setting_up(actor, reason)
     try:
         verified = verify_model_folder(folder)
         rows = check_rehearsal(rehearsal) if rehearsal else 0
@@ -55,7 +60,7 @@ def import_base(
     if verified.skipped:
         err.print(f"not imported: {', '.join(verified.skipped)}")
     with _progress() as progress:
-        imported = run(_import(settings(), verified, name, version, rehearsal, progress))
+        imported = run(_import(settings(), by, verified, name, version, rehearsal, progress))
     existed = "" if imported.created else " (the same content was imported before; nothing was changed)"
     err.print(f"base model {imported.name} {imported.version}{existed}")
     out.print(str(imported.id))
@@ -63,6 +68,7 @@ def import_base(
 
 async def _import(
     common: CommonSettings,
+    by: By,
     folder: ModelFolder,
     name: str,
     version: str,
@@ -72,7 +78,7 @@ async def _import(
     async with stores(common) as (pool, storage):
         await storage.ensure_bucket()
         return await import_base_model(
-            pool, storage, folder, name=name, version=version, rehearsal=rehearsal, progress=progress
+            pool, storage, by, folder, name=name, version=version, rehearsal=rehearsal, progress=progress
         )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fusion_orchestrator import operators as tokens
 from fusion_orchestrator.admin_cli.running import connected, err, out, run, settings
+from fusion_orchestrator.admin_cli.who import Actor, Why, named, setting_up
 
 commands = typer.Typer(no_args_is_help=True, help="Operator tokens, with which people on call use the admin endpoints.")
 
@@ -18,15 +19,19 @@ commands = typer.Typer(no_args_is_help=True, help="Operator tokens, with which p
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is: the audit log names this. One live token a name.")],
     role: Annotated[Role, typer.Option(help=f"One of {', '.join(ROLES)}: viewers look, operators act, too.")],
+    reason: Why = None,
+    actor: Actor = None,
 ) -> None:
     """Create an operator token and print its secret.
 
     The secret is shown this once and stored only as a hash: keep it now, and put it into FUSION_OPERATOR_TOKEN.
     """
 
+    by = setting_up(actor, reason)
+
     async def work() -> tokens.NewToken:
         async with connected(settings()) as connection:
-            return await tokens.create_token(connection, name, role)
+            return await tokens.create_token(connection, by, name, role)
 
     token = run(work())
     err.print(f"operator token {token.id} with the role {token.role}; the secret, shown once:")
@@ -49,12 +54,18 @@ def show() -> None:
 
 
 @commands.command("revoke")
-def revoke(token_id: Annotated[UUID, typer.Argument(metavar="ID", help="From `operators list`.")]) -> None:
+def revoke(
+    token_id: Annotated[UUID, typer.Argument(metavar="ID", help="From `operators list`.")],
+    reason: Why = None,
+    actor: Actor = None,
+) -> None:
     """Revoke an operator token. The next request with it is refused already."""
+
+    by = named(actor, reason)
 
     async def work() -> Any:
         async with connected(settings()) as connection:
-            return await tokens.revoke_token(connection, token_id)
+            return await tokens.revoke_token(connection, by, token_id)
 
     row = run(work())
     out.print(f"operator token {row['id']} ({row['name']}) is revoked")
