@@ -20,7 +20,7 @@ from fusion_http.slow_clients import read_within
 log = structlog.get_logger()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MOST_AT_ONCE = 2000  # in one process
-_PROBES = frozenset({"/health", "/ready"})  # asked every few seconds, of no interest in a trace
+_PROBES = ("/health", "/ready", "/metrics", "/demand/")  # asked every few seconds: of interest only when refused
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{8,128}")
 
 
@@ -71,11 +71,12 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         parent = _header(scope, b"traceparent")
-        probe = scope["path"] in _PROBES
+        probe = scope["path"].startswith(_PROBES)
         with nullcontext(Span()) if probe else tracing.span("request", parent=parent, kind="server") as span:
-            await self._answer(scope, receive, send, span)
+            await self._answer(scope, receive, send, span, quiet=probe)
 
-    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, span: Span) -> None:
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, span: Span, *, quiet: bool) -> None:
+        """`quiet`: no line in the log unless the answer is none, or an error."""
         request_id = _request_id(scope)
         started = time.monotonic()
         status, seconds = 0, 0.0
@@ -103,7 +104,8 @@ class RequestContext:
         finally:
             self._open -= 1
             milliseconds = round((time.monotonic() - started) * 1000, 1)
-            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
+            if not quiet or not 200 <= status < 300:
+                log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
             if status:  # else the client left before there was an answer
                 problem = structlog.contextvars.get_contextvars().get("problem")
                 route = scope.get("path_template") or "unmatched"

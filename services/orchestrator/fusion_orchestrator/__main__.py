@@ -8,7 +8,11 @@ import uvicorn
 from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
+from fusion_http.request_context import RequestContext
+from fusion_http.slow_clients import BoundedProtocol
 
+from fusion_orchestrator.admin.app import MAX_BODY_BYTES
+from fusion_orchestrator.admin.server import CLIENT_DEADLINE_S
 from fusion_orchestrator.http_app import create_app
 from fusion_orchestrator.settings import OrchestratorSettings
 
@@ -32,12 +36,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, _exit_cleanly)
     try:
         uvicorn.run(
-            create_app(settings),
+            RequestContext(create_app(settings), CLIENT_DEADLINE_S),
+            http=BoundedProtocol.within(CLIENT_DEADLINE_S, MAX_BODY_BYTES),
+            ws="none",
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(settings.shutdown_s),
+            server_header=False,
         )
     finally:
         tracing.close()

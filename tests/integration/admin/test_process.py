@@ -10,6 +10,8 @@ import httpx
 from fusion_core.db.pool import connect_pool
 from fusion_local.stack import HOST, free_ports
 
+from tests import security_headers
+
 from .conftest import new_token
 
 DEADLINE_S = 30
@@ -50,6 +52,11 @@ async def test_metrics_and_admin_answer_on_different_ports_and_end_together(
             assert (await http.get(f"http://{HOST}:{admin}/admin/audit")).json()[0]["action"] == "create_token"
             for url in (f"http://{HOST}:{health}/admin/audit", f"http://{HOST}:{admin}/metrics"):
                 assert (await http.get(url)).status_code == 404, url
+            everywhere = [
+                f"http://{HOST}:{health}/{path}" for path in ("health", "ready", "metrics", "demand/x", "none")
+            ]
+            for url in [*everywhere, f"http://{HOST}:{admin}/admin/overview", f"http://{HOST}:{admin}/none"]:
+                security_headers.check(await http.get(url, headers={"Origin": "https://elsewhere.example"}))
             big = await http.post(f"http://{HOST}:{admin}/admin/audit", content=b" " * 2**20)
             assert big.status_code in (405, 413)
     finally:
@@ -59,3 +66,4 @@ async def test_metrics_and_admin_answer_on_different_ports_and_end_together(
     assert code == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert token.secret not in log.read_text()
+    assert '"path": "/ready"' not in log.read_text(), "probes would bury everything else"

@@ -14,7 +14,7 @@ from fusion_http.slow_clients import BoundedProtocol
 from fusion_orchestrator.admin.app import MAX_BODY_BYTES, create_admin_app
 from fusion_orchestrator.service import Service
 
-_CLIENT_DEADLINE_S = 20.0
+CLIENT_DEADLINE_S = 20.0
 _MOST_AT_ONCE = 200
 _BACKLOG = 128
 
@@ -37,9 +37,9 @@ async def serving_admin(service: Service) -> AsyncIterator[None]:
     listener = socket.create_server((settings.admin_host, settings.admin_port), family=family, backlog=_BACKLOG)
     config = uvicorn.Config(
         RequestContext(
-            create_admin_app(service), _CLIENT_DEADLINE_S, _MOST_AT_ONCE, watch=service.metrics.admin_answered
+            create_admin_app(service), CLIENT_DEADLINE_S, _MOST_AT_ONCE, watch=service.metrics.admin_answered
         ),
-        http=BoundedProtocol.within(_CLIENT_DEADLINE_S, MAX_BODY_BYTES),
+        http=BoundedProtocol.within(CLIENT_DEADLINE_S, MAX_BODY_BYTES),
         ws="none",
         log_config=None,
         access_log=False,
