@@ -1,5 +1,6 @@
 """The orchestrator's side of a job: reclaim, ring, expire. Any number of replicas may call these at once."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ GONE_WORKER_DAYS = 7
 
 
 class Ring(msgspec.Struct, frozen=True):
-    """A job that should be rung for: the count is compared and set by `ring`."""
+    """A job to ring for, and how often it was rung for: the count is compared and set by `ring`."""
 
     job_id: UUID
     pool: str
@@ -100,7 +101,18 @@ async def due_rings(conn: Connection, *, depth: int, again_s: float) -> list[Rin
     ]
 
 
-async def ring(conn: Connection, due: Ring) -> int | None:
-    """Win the right to ring: the new count, for the message's id; None when another replica rings."""
-    count: int | None = await queries.ring_job(conn, job_id=due.job_id, epoch=due.epoch, ring_count=due.ring_count)
-    return count
+async def ring(conn: Connection, due: Sequence[Ring]) -> list[Ring]:
+    """Win the right to ring: those won, in the order given, with their new counts.
+
+    Another replica rings for the others, or they are just being claimed.
+    """
+    counts = {
+        row["id"]: row["ring_count"]
+        async for row in queries.ring_jobs(
+            conn,
+            job_ids=[ring.job_id for ring in due],
+            epochs=[ring.epoch for ring in due],
+            ring_counts=[ring.ring_count for ring in due],
+        )
+    }
+    return [msgspec.structs.replace(ring, ring_count=counts[ring.job_id]) for ring in due if ring.job_id in counts]

@@ -5,15 +5,19 @@ n comes from the row by compare-and-set, so that of several replicas one rings, 
 """
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import asyncpg
 import msgspec
 import structlog
 from arq.connections import ArqRedis
+from arq.constants import job_key_prefix
+from arq.jobs import serialize_job
+from arq.utils import timestamp_ms
 from fusion_core.db import sweep
 from fusion_core.db.pool import POSTGRES_AWAY, OwnConnection, Pool, connect
 from redis.asyncio import ConnectionPool
@@ -29,7 +33,7 @@ CHANNEL = "job_ready"
 EXPIRES_S = 60
 
 _REDIS_TIMEOUT_S = 2.0
-_ANSWERED_EVERY_S = 0.05  # as often as an idle worker looks into Redis
+_ANSWERED_EVERY_S = 0.01
 _PROBE_EVERY_S = 15.0
 _PROBE_TIMEOUT_S = 5.0
 _MAX_BACKOFF_S = 10.0
@@ -69,65 +73,88 @@ class Doorbell:
         self._ready = Wake(settings.sweep_s)
         self._wakes = {CHANNEL: self._ready, **(wakes or {})}
         self._backlog_until = 0.0  # by the monotonic clock
+        self._rung_pools: set[str] = set()
 
     async def wait(self) -> None:
         """Return when a job may be due: one became ready, or a sweep's time has passed.
 
-        As a backlog's rings are answered, the jobs behind them become due, of which nobody is notified: it looks often.
+        As a backlog's rings are answered, the jobs behind them become due, of which nobody is notified: then it returns
+        as soon as a queue is half empty.
         """
-        await self._ready.wait(_ANSWERED_EVERY_S if time.monotonic() < self._backlog_until else None)
+        while time.monotonic() < self._backlog_until:
+            if await self._ready.wait(_ANSWERED_EVERY_S) or await self._half_answered():
+                return
+        await self._ready.wait()
+
+    async def _half_answered(self) -> bool:
+        """Whether a queue that was rung into lately has less than half its rings left."""
+        with contextlib.suppress(RedisError, OSError):
+            depths = await self._depths(self._rung_pools)
+            return min(depths.values(), default=0) < self._settings.ring_depth / 2
+        return False
 
     async def ring_due(self) -> int:
-        """Ring once for every job that is due; answers how many rings were sent.
+        """Ring once for every job that is due, as far as its queue has room; answers how many rings were sent.
 
-        Redis being away is logged and counted, and the jobs are due again after `ring_again_s`.
+        What the queue has no room for stays due. Redis being away is logged and counted, and whatever was won by then
+        is due again after `ring_again_s`.
         """
         depth = self._settings.ring_depth
         async with self._pool.acquire() as conn:
             due = await sweep.due_rings(conn, depth=depth, again_s=self._settings.ring_again_s)
+        if not due:
+            return 0
         sent = 0
         try:
-            for pool, rings in groupby(due, key=lambda ring: ring.pool):
-                count = await self._ring_pool(pool, rings)
-                self._metrics.rings.labels(pool).inc(count)
-                sent += count
+            by_pool = {pool: list(rings) for pool, rings in groupby(due, key=lambda ring: ring.pool)}
+            depths = await self._depths(by_pool)
+            roomy = [ring for pool, rings in by_pool.items() for ring in rings[: max(0, depth - depths[pool])]]
+            async with self._pool.acquire() as conn:
+                won = await sweep.ring(conn, roomy)
+            await self._send(won)
+            sent = len(won)
+            if won:
+                self._note_backlog(by_pool, depths)
         except (RedisError, OSError) as error:
             self._metrics.ring_errors.inc()
             log.warning("doorbell_unavailable", error=repr(error), advice="workers poll Postgres meanwhile")
+        return sent
+
+    def _note_backlog(self, due: Mapping[str, Sequence[sweep.Ring]], depths: Mapping[str, int]) -> None:
+        """Pools whose queues are at least half full, or whose backlog is still being answered, are looked at often."""
         now = time.monotonic()
-        if sent >= depth or (sent and now < self._backlog_until):
+        rung = {pool for pool, rings in due.items() if depths[pool] + len(rings) >= self._settings.ring_depth / 2}
+        if now < self._backlog_until:
+            rung |= self._rung_pools & due.keys()
+        if rung:
+            self._rung_pools = rung
             self._backlog_until = now + self._settings.sweep_s
-        return sent
 
-    async def _ring_pool(self, pool: str, rings: Iterable[sweep.Ring]) -> int:
-        sent = 0
-        for due in rings:
-            async with self._pool.acquire() as conn:
-                number = await sweep.ring(conn, due)
-            if number is None:
-                continue  # another replica rings, or the job is no longer queued
-            await self._send(due, number)
-            sent += 1
-        if sent:
-            await self._keep_shallow(QUEUE_PREFIX + pool)
-        return sent
+    async def _depths(self, pools: Iterable[str]) -> dict[str, int]:
+        """How many rings wait in each pool's queue, without those that have expired."""
+        pools = list(pools)
+        expired = timestamp_ms() - EXPIRES_S * 1000
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for pool in pools:
+                pipe.zremrangebyscore(QUEUE_PREFIX + pool, "-inf", expired)
+                pipe.zcard(QUEUE_PREFIX + pool)
+            return dict(zip(pools, (await pipe.execute())[1::2], strict=True))
 
-    async def _send(self, due: sweep.Ring, number: int) -> None:
-        await self._redis.enqueue_job(
-            FUNCTION,
-            str(due.job_id),
-            due.epoch,
-            _job_id=f"{due.job_id}:{due.epoch}:{number}",
-            _queue_name=QUEUE_PREFIX + due.pool,
-            _expires=EXPIRES_S,
-        )
-        log.info("rang", job_id=str(due.job_id), epoch=due.epoch, pool=due.pool, ring=number)
-
-    async def _keep_shallow(self, queue: str) -> None:
-        """Drop expired rings, then the oldest beyond the depth: newer rings know better which jobs come first."""
-        expired = int((time.time() - EXPIRES_S) * 1000)
-        await self._redis.zremrangebyscore(queue, "-inf", expired)
-        await self._redis.zremrangebyrank(queue, 0, -self._settings.ring_depth - 1)
+    async def _send(self, rings: Sequence[sweep.Ring]) -> None:
+        """What arq's `enqueue_job` writes, in one round trip: ids are new, so nothing is watched."""
+        now = timestamp_ms()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for place, ring in enumerate(rings):
+                ring_id = f"{ring.job_id}:{ring.epoch}:{ring.ring_count}"
+                arguments = (str(ring.job_id), ring.epoch)
+                body = serialize_job(FUNCTION, arguments, {}, None, now, serializer=self._redis.job_serializer)
+                pipe.psetex(job_key_prefix + ring_id, EXPIRES_S * 1000, body)
+                # Within a millisecond that has passed: due at once, in their order.
+                pipe.zadd(QUEUE_PREFIX + ring.pool, {ring_id: now - 1 + place / len(rings)})
+            await pipe.execute()
+        for ring in rings:
+            self._metrics.rings.labels(ring.pool).inc()
+            log.info("rang", job_id=str(ring.job_id), epoch=ring.epoch, pool=ring.pool, ring=ring.ring_count)
 
     async def listen(self) -> None:
         """Hear NOTIFY for ever, reconnecting with a growing, jittered wait. Ends only by cancellation."""

@@ -121,7 +121,7 @@ class Service:
         self,
         name: str,
         one_pass: Callable[[], Awaitable[None]],
-        wait: Callable[[], Awaitable[None]],
+        wait: Callable[[], Awaitable[object]],
         *,
         wait_first: bool = False,
     ) -> None:

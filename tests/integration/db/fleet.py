@@ -68,8 +68,8 @@ class Fleet(Workers):
         assert {one.job_id for one in mine} <= {candidate[3] for candidate in await self._claimable()}
         if not mine:
             return None
-        counts = [await sweep.ring(self.conn, mine[0]) for _ in range(2)]
-        assert counts == [mine[0].ring_count + 1, None]
+        won = [await sweep.ring(self.conn, mine) for _ in range(2)]
+        assert [[ring.ring_count for ring in rings] for rings in won] == [[mine[0].ring_count + 1], []]
         return mine[0].job_id, mine[0].epoch
 
     async def expire_stopped(self) -> None:

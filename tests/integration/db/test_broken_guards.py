@@ -105,7 +105,7 @@ BROKEN: list[tuple[Life, str, list[tuple[str, str, str]]]] = [
     ),
     (loses_a_checkpoint, "", [("fall_back_checkpoint", "where id = :job_id;", "where id = :job_id and false;")]),
     (renews_late, "", [("renew_lease", "returning", "and lease_expires_at > now() returning")]),
-    (is_rung_for, "", [("ring_job", "ring_count = :ring_count", "ring_count >= :ring_count")]),
+    (is_rung_for, "", [("ring_jobs", "ring_count = due.ring_count", "ring_count >= due.ring_count")]),
     (is_pruned_between_attempts, "", [("attempt_names", "and state = 'ok'", "and false")]),
 ]
 

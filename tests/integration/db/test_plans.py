@@ -40,7 +40,7 @@ OF_CUSTOMERS = (
 OF_WORKERS = (
     "claim_job", "claim_next_job", "due_rings", "renew_lease", "get_claim", "get_held", "lock_attempt", "append_event",
     "append_attempt_events", "commit_checkpoint", "readable_checkpoints", "request_cancel", "request_stop",
-    "complete_training", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_job",
+    "complete_training", "complete_job", "requeue_interrupted_job", "release_job", "insert_ledger", "ring_jobs",
     "expired_leases", "expired_stops", "overdue_jobs", "base_of_job", "checkpoint_age", "worker_seen",
 )  # fmt: skip
 OF_WEBHOOKS = (

@@ -250,8 +250,8 @@ async def test_rings_are_counted_and_not_repeated_too_soon(world: Any) -> None:
     job = await world.train()
     async with world.pool.acquire() as conn:
         (due,) = [ring for ring in await sweep.due_rings(conn, depth=4, again_s=5) if ring.job_id == job.id]
-        assert await sweep.ring(conn, due) == 1
-        assert await sweep.ring(conn, due) is None
+        assert [ring.ring_count for ring in await sweep.ring(conn, [due])] == [1]
+        assert await sweep.ring(conn, [due]) == []
         assert await sweep.due_rings(conn, depth=4, again_s=5) == []
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from arq.jobs import deserialize_job
+from arq.utils import timestamp_ms
 from arq.worker import Worker, func
 from fusion_orchestrator.doorbell import Doorbell, connect_redis
 from fusion_orchestrator.metrics import Metrics
@@ -43,6 +44,7 @@ async def test_a_backlog_is_rung_for_as_it_is_claimed(
                 return bool(await world.pool.fetchval("select ring_count = 1 from jobs where id = $1", job.id))
 
             await eventually(rung)
+            await world.redis.zpopmin(world.queue)  # as the worker does that claims it
             await world.claim(job)
 
 
@@ -107,13 +109,39 @@ async def test_racing_passes_ring_once(world: Any, settings: OrchestratorSetting
     assert len(await world.rings()) == 10
 
 
-async def test_the_queue_stays_shallow_and_keeps_the_newest(world: Any, settings: OrchestratorSettings) -> None:
-    bell = doorbell(world, msgspec.structs.replace(settings, ring_depth=3, ring_again_s=0))
+async def test_the_queue_stays_shallow_and_what_it_has_no_room_for_stays_due(
+    world: Any, settings: OrchestratorSettings
+) -> None:
+    bell = doorbell(world, msgspec.structs.replace(settings, ring_depth=3))
     submitted = [await world.queue_job() for _ in range(8)]
     assert await bell.ring_due() == 3
-    await asyncio.sleep(0.01)
-    assert await bell.ring_due() == 3
-    assert await world.rings() == [f"{job.id}:0:2" for job in submitted[:3]]
+    for job in submitted[:2]:
+        await world.claim(job)
+    assert await bell.ring_due() == 0, "nobody has answered yet"
+    assert await world.count("select count(*) from jobs where ring_count > 0") == 3
+    await world.redis.zpopmin(world.queue, 2)
+    assert await bell.ring_due() == 2
+    assert await world.rings() == [f"{job.id}:0:1" for job in submitted[2:5]]
+
+
+async def test_rings_of_one_pass_are_due_at_once_in_the_order_of_service(
+    world: Any, settings: OrchestratorSettings
+) -> None:
+    submitted = [await world.queue_job() for _ in range(8)]
+    assert await doorbell(world, settings).ring_due() == 8
+    due = await world.redis.zrangebyscore(world.queue, "-inf", timestamp_ms())
+    assert [ring.decode() for ring in due] == [f"{job.id}:0:1" for job in submitted]
+
+
+async def test_a_job_that_is_being_claimed_is_neither_rung_for_nor_waited_for(
+    world: Any, settings: OrchestratorSettings
+) -> None:
+    held, free = [await world.queue_job() for _ in range(2)]
+    async with world.pool.acquire() as claiming, claiming.transaction():
+        await claiming.execute("select from jobs where id = $1 for update", held.id)
+        async with asyncio.timeout(10):
+            assert await doorbell(world, settings).ring_due() == 1
+    assert await world.rings() == [f"{free.id}:0:1"]
 
 
 async def test_expired_rings_leave_the_queue(world: Any, settings: OrchestratorSettings) -> None:
@@ -139,8 +167,8 @@ async def test_redis_away_is_counted_and_survived(world: Any, settings: Orchestr
         await world.queue_job()
     assert await Doorbell(world.pool, nobody, settings, metrics).ring_due() == 0
     assert b"fusion_ring_errors_total 1.0" in metrics.text()
-    assert await world.count("select count(*) from jobs where ring_count > 0") == 1  # the others wait for Redis
-    assert await doorbell(world, settings).ring_due() == 2
+    assert await world.count("select count(*) from jobs where ring_count > 0") == 0
+    assert await doorbell(world, settings).ring_due() == 3
     await nobody.aclose()
 
 

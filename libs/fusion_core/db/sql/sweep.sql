@@ -57,8 +57,14 @@ from waiting cross join lateral serving_order(waiting.pool, :depth) n
 where n.rung_at is null or n.rung_at < now() - make_interval(secs => :again_s)
 order by waiting.pool, n.place;
 
--- name: ring_job(job_id, epoch, ring_count)$
--- Compare and set: of two orchestrators that saw the same count one rings.
-update jobs set ring_count = ring_count + 1, rung_at = now()
-where id = :job_id and state = 'queued' and lease_epoch = :epoch and ring_count = :ring_count
-returning ring_count;
+-- name: ring_jobs(job_ids, epochs, ring_counts)
+-- Compare and set: of two orchestrators that saw the same count one rings. Rows that somebody else holds are left alone:
+-- they are being claimed, or rung for, and locks that nobody waits for cannot deadlock.
+with free as (
+    select j.id from unnest(:job_ids::uuid[], :epochs::int[], :ring_counts::int[]) as due (id, epoch, ring_count)
+    join jobs j on j.id = due.id
+    where j.state = 'queued' and j.lease_epoch = due.epoch and j.ring_count = due.ring_count
+    for no key update of j skip locked
+)
+update jobs set ring_count = ring_count + 1, rung_at = now() from free where jobs.id = free.id
+returning jobs.id, jobs.ring_count;
