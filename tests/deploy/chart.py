@@ -24,7 +24,7 @@ TRIAL: dict[str, Any] = {
 POOLS: dict[str, Any] = {
     "h100x1": {"gpu": {"class": "h100", "count": 1}, "max": 4, "min": 1},
     "a100x8": {"mode": "scaledjob", "gpu": {"class": "a100", "count": 8}, "max": 2, "spot": True},
-    "h100x16": {"mode": "jobset", "nodes": 2, "gpu": {"class": "h100", "count": 8}, "max": 2},
+    "h100x16": {"mode": "jobset", "nodes": 2, "gpu": {"class": "h100", "count": 8}, "max": 2, "sharding": "fsdp2"},
     "plain": {"scratch": {"size": "9Gi", "storageClass": "emptyDir"}, "runtimeClass": "nvidia", "priorityClass": "low"},
 }
 EVERYTHING: dict[str, Any] = {

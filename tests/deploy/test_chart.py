@@ -158,10 +158,8 @@ def test_a_follower_is_given_no_database_and_no_redis_and_has_no_way_to_them() -
     env, led = (
         {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]} for pod in (follower, leader)
     )
-    assert {each: env[each] for each in ("FUSION_NODE_RANK", "FUSION_LEADER_HOST")} == {
-        "FUSION_NODE_RANK": "1",
-        "FUSION_LEADER_HOST": f"{name}-node-0-0-0.{name}",
-    }
+    assert (env["FUSION_NODE_RANK"], env["FUSION_LEADER_HOST"]) == ("1", f"{name}-node-0-0-0.{name}")
+    assert env["FUSION_SHARDING"] == led["FUSION_SHARDING"] == "fsdp2"
     assert set(led) - set(env) == {"FUSION_DATABASE_URL_FILE", "FUSION_REDIS_URL_FILE", "PGSSLROOTCERT"}
     secrets = {volume["secret"]["secretName"] for volume in follower["spec"]["volumes"] if "secret" in volume}
     assert secrets == {"fusion-s3", "fusion-groups"}
@@ -354,13 +352,14 @@ def test_everything_that_is_missing_is_said_at_once() -> None:
     values = {
         "image": {"registry": "r"},
         "api": {"ingress": {"enabled": True}, "gateway": {"enabled": True}},
-        "workerPools": {"a": {"mode": "scaledjob", "min": 5}, "b": {"gpu": {"count": 1}}},
+        "workerPools": {"a": {"mode": "scaledjob", "min": 5}, "b": {"gpu": {"count": 1}, "sharding": "fsdp2"}},
     }
     with pytest.raises(HelmError) as refused:
         render(values)
     places = ["postgres.existingSecret", "redis.existingSecret", "s3.existingSecret", "s3.endpoint", "api.ingress.host"]
     places += ["api.gateway.host", "api.gateway.parent.name", "workerPools.a.mode", "workerPools.a.min"]
-    assert [place for place in [*places, "workerPools.b.gpu.class"] if f"{place}: " not in str(refused.value)] == []
+    places += ["workerPools.b.gpu.class", "workerPools.b.sharding"]
+    assert [place for place in places if f"{place}: " not in str(refused.value)] == []
 
 
 def test_every_documented_value_is_in_the_schema_and_used_by_a_template() -> None:

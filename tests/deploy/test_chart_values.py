@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "ephemeral-storage": "3Gi",
     "pullPolicy": "Always",
     "mode": "scaledjob",
+    "sharding": "fsdp2",
     "endpoint": "http://elsewhere:1",
     "publicEndpoint": "https://public.example.com",
     "env": {"FUSION_X": "1"},
@@ -86,7 +87,7 @@ WHOLE = merged(
     {
         "groups": {"existingSecret": "group"},
         "workerPools": {"one": {}, "group": {"mode": "jobset", "nodes": 2}},
-        "workerPoolDefaults": {"gpu": {"class": "h100", "count": 1}, "max": 60},
+        "workerPoolDefaults": {"gpu": {"class": "h100", "count": 2}, "max": 60},
     },
 )
 WHOLE["workerPools"] = {"one": {}, "group": {"mode": "jobset", "nodes": 2, "max": 2, "min": 0}}

@@ -21,7 +21,7 @@ from fusion_worker.group_link import (
     Prepared,
     StagedFile,
 )
-from fusion_worker.settings import WorkerSettings
+from fusion_worker.settings import Sharding, WorkerSettings
 
 log = structlog.get_logger()
 
@@ -63,13 +63,14 @@ class Member:
 class Followers:
     """The other machines of one attempt. Closed, they kill their trainers and join the group anew."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], sharding: Sharding) -> None:
         self._members = members
+        self._sharding = sharding
 
     async def prepare(self, run: GroupRun, run_dir: Path, files: Sequence[StagedFile]) -> CrashReason | None:
         """Have all inputs brought to every machine; answers what went wrong on one. Raises NodeLostError."""
         for member in self._members:
-            await member.link.send(Prepare(run, str(run_dir), tuple(files)))
+            await member.link.send(Prepare(run, str(run_dir), tuple(files), self._sharding))
         prepared = asyncio.create_task(self._all_prepared())
         fault = asyncio.create_task(self.fault())
         try:
@@ -143,7 +144,7 @@ class Group:
         """The followers, for one attempt. Raises NodeLostError where one is not there any more."""
         if not self.whole:
             raise NodeLostError("a node left the group before the attempt began")
-        return Followers(tuple(self._members.values()))
+        return Followers(tuple(self._members.values()), self._settings.sharding)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 from fusion_core.trainer_protocol import ContractRun, FileEntry, FinetuneRun, SampleRun, TrainRun
 
-from fusion_worker.settings import WorkerSettings
+from fusion_worker.settings import Sharding, WorkerSettings
 
 LONGEST_MESSAGE_BYTES = 8 * 2**20  # run.json and some ten thousand files
 GroupRun = TrainRun | FinetuneRun | ContractRun | SampleRun
@@ -60,6 +60,7 @@ class Prepare(_Message, frozen=True, tag="prepare"):
     run: GroupRun
     run_dir: str
     files: tuple[StagedFile, ...]
+    sharding: Sharding
 
 
 class Prepared(_Message, frozen=True, tag="prepared"):

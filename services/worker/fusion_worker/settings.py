@@ -4,6 +4,7 @@ from typing import Literal
 
 from fusion_core.settings import CommonSettings, Secret
 
+Sharding = Literal["none", "fsdp2"]
 _SHORTEST_SECRET = 16
 
 
@@ -19,6 +20,9 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     """What trainers compute on."""
     num_processes: int = 1
     """Trainer processes, one a device."""
+    sharding: Sharding = "none"
+    """none: each trainer process holds the whole model (DDP); fsdp2: its weights, gradients and moments are spread over
+    all of a slot's, two or more, and jobs with `retain` are refused. In a group the leader's counts."""
     nodes: int = 1
     """Machines that work at one job together, each with `FUSION_NUM_PROCESSES` trainers: a group, and one slot."""
     node_rank: int = 0
@@ -85,10 +89,15 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         return self.nodes * self.num_processes
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a group that cannot form."""
+        """Raises ValueError for a group that cannot form, and for a model that cannot be spread."""
         if not 0 <= self.node_rank < self.nodes:
             raise ValueError(f"FUSION_NODE_RANK: {self.node_rank} is none of FUSION_NODES {self.nodes}")
         if self.nodes > 1 and not self.leader_host:
             raise ValueError("FUSION_LEADER_HOST: a group of machines needs it")
         if self.nodes > 1 and len(self.group_secret) < _SHORTEST_SECRET:
             raise ValueError(f"FUSION_GROUP_SECRET: a group of machines needs one of {_SHORTEST_SECRET} characters")
+        if self.sharding != "none" and self.world_size == 1:
+            raise ValueError(
+                f"FUSION_SHARDING: {self.sharding} spreads a model over trainer processes, and this slot has one; "
+                "set FUSION_NUM_PROCESSES or FUSION_NODES, or none"
+            )

@@ -34,6 +34,7 @@ _ALLOWED = (
     "FUSION_FAILPOINT",
 )
 _ALLOWED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH")
+_FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as `accelerate launch --use_fsdp --fsdp_version 2` does
 # Set for every trainer and inherited by all it starts: an orphan of any session or folder is known by it.
 RUN_DIR_VARIABLE = "FUSION_RUN_DIR"
 TEMPORARY_FOLDER = "tmp"  # of a run, and gone with it: a launcher that is killed leaves its own behind
@@ -72,6 +73,8 @@ def environment(settings: WorkerSettings, run_dir: Path) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products (torch.use_deterministic_algorithms)
         "PYTHONUNBUFFERED": "1",
     }
+    if settings.sharding == "fsdp2":
+        fixed |= _FSDP2
     if settings.device == "cpu":
         fixed["CUDA_VISIBLE_DEVICES"] = ""
     return _inherited() | fixed

@@ -120,6 +120,17 @@ async def test_a_follower_that_falls_silent_is_lost_and_comes_back_clean(
     assert not alive(trainers)
 
 
+async def test_a_follower_shards_as_its_leader_does(
+    site: Site, start_daemon: Start, start_follower: StartFollower, group: dict[str, object]
+) -> None:
+    folder = start_follower()
+    await start_daemon(**group, sharding="fsdp2")
+    job_id = await site.train("sleep")
+    await site.has_event(job_id, "checkpoint")
+    trainers = alive(family_of(f"{folder}/runs"))
+    assert {process.environ().get("FSDP_VERSION") for process in trainers} == {"2"}
+
+
 async def test_a_fault_on_the_follower_ends_the_attempt_with_its_code(
     site: Site, start_daemon: Start, start_follower: StartFollower, group: dict[str, object]
 ) -> None:

@@ -101,6 +101,13 @@ def test_a_dataset_is_read_without_the_launcher(run_dir: Path) -> None:
     assert command(RUN, run_dir, SETTINGS)[1:] == ["-m", "fusion_data", "ingest", str(run_dir)]
 
 
+def test_a_trainer_shards_where_its_daemon_says_so_alone(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "ACCELERATE_USE_FSDP" not in environment(SETTINGS, run_dir)
+    given = environment(msgspec.structs.replace(SETTINGS, num_processes=2, sharding="fsdp2"), run_dir)
+    assert (given["ACCELERATE_USE_FSDP"], given["FSDP_VERSION"]) == ("true", "2")
+
+
 async def test_the_log_tail_is_the_end_of_what_was_printed(run_dir: Path) -> None:
     printing = f"{sys.executable} -c \"print('x' * 9000); print('last')\""
     settings = msgspec.structs.replace(SETTINGS, trainer_command=printing)

@@ -1,4 +1,4 @@
-"""Which settings a machine of a group must have: a leader a worker's, a follower neither database nor Redis."""
+"""Which settings a machine must have: a leader a worker's, a follower neither database nor Redis; and their limits."""
 
 import pytest
 from fusion_core.settings import SettingsError
@@ -41,4 +41,19 @@ def test_a_leader_needs_both(monkeypatch: pytest.MonkeyPatch, rank: str | None) 
 def test_a_rank_that_the_group_has_not_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
     monkeypatch.setenv("FUSION_NODE_RANK", rank)
     with pytest.raises(SettingsError, match="FUSION_NODE_RANK"):
+        read()
+
+
+def test_one_process_spreads_no_model_over_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_NODE_RANK", "1")
+    monkeypatch.setenv("FUSION_SHARDING", "fsdp2")
+    assert read().sharding == "fsdp2"
+    for name, value in {
+        "FUSION_NODES": "1",
+        "FUSION_NODE_RANK": "0",
+        "FUSION_DATABASE_URL": "d",
+        "FUSION_REDIS_URL": "r",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="FUSION_SHARDING: fsdp2 spreads a model"):
         read()

@@ -64,6 +64,7 @@ spec:
         {{- else }}
         - {name: FUSION_DEVICE, value: cpu}
         {{- end }}
+        - {name: FUSION_SHARDING, value: {{ $pool.sharding }}}
         # 30 s before Kubernetes kills, the job is given back at its last checkpoint, come what may.
         - {name: FUSION_DRAIN_GRACE_S, value: {{ max 30 (sub (int $pool.gracePeriodSeconds) 30) | quote }}}
         - {name: FUSION_CHECKPOINT_EVERY_S, value: {{ $pool.checkpointSeconds | quote }}}
