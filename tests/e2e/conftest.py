@@ -6,7 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,10 @@ class Platform:
         self.start_orchestrators()
         self.client = Fusion(f"http://{HOST}:{self.port}", secret)
 
-    def _start(self, name: str, module: str, **settings: object) -> None:
+    def _start(self, name: str, module: str, within: Sequence[str] = (), **settings: object) -> None:
         own = {f"FUSION_{key.upper()}": str(value) for key, value in settings.items()}
         env = base_environment() | self.stack.environment() | QUICK | own
-        self.stack.processes.start(name, [sys.executable, "-m", module], env=env)
+        self.stack.processes.start(name, [*within, sys.executable, "-m", module], env=env)
 
     def start_api(self) -> None:
         self._start("api", "fusion_api", port=self.port, training_pool="training")
@@ -111,12 +111,12 @@ class Platform:
         for number, port in enumerate(self.orchestrator_ports):
             self._start(f"orchestrator-{number}", "fusion_orchestrator", port=port)
 
-    def start_worker(self, pool: str, failpoint: str = "", **changes: object) -> str:
-        """A worker of this pool; answers its name. Each has its own folder."""
+    def start_worker(self, pool: str, failpoint: str = "", within: Sequence[str] = (), **changes: object) -> str:
+        """A worker of this pool, started by the command `within`; answers its name. Each has its own folder."""
         self._numbers += 1
         name = f"worker-{pool}-{self._numbers}"
         settings = {"pool": pool, "work_dir": self.root / name, "device": "cpu", "failpoint": failpoint}
-        self._start(name, "fusion_worker", **(settings | changes))
+        self._start(name, "fusion_worker", within, **(settings | changes))
         return name
 
     def ensure_worker(self, name: str, pool: str) -> str:

@@ -73,8 +73,9 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 class Link:
     """One listener that forwards to one server. Everything here runs in the proxy's own loop."""
 
-    def __init__(self, target_port: int, jitter: random.Random) -> None:
+    def __init__(self, target_port: int, jitter: random.Random, host: str) -> None:
         self._target_port = target_port
+        self._host = host
         self._jitter = jitter
         self._fault = PASS
         self._connections: set[_Connection] = set()
@@ -82,7 +83,7 @@ class Link:
         self.port = 0
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        self._server = await asyncio.start_server(self._accept, self._host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -206,9 +207,9 @@ class Proxy:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result(REPLY_DEADLINE_S)
 
-    def link(self, name: str, target_port: int) -> int:
-        """A new link to a server on this machine; answers the port that its client should use."""
-        link = Link(target_port, self._jitter)
+    def link(self, name: str, target_port: int, host: str = HOST) -> int:
+        """A new link to a server on this machine; answers the port of `host` that its client should use."""
+        link = Link(target_port, self._jitter, host)
         self._do(link.open())
         self.links[name] = link
         return link.port
