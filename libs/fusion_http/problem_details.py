@@ -10,6 +10,7 @@ from fusion_core.db.pool import POSTGRES_AWAY
 from fusion_core.problems import PROBLEMS
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Send
 
 log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
@@ -96,6 +97,16 @@ def respond(
     body = describe(code, detail, errors)
     extra = _HEADERS_OF_STATUS.get(body.status, {})
     return Response(body, status_code=body.status, media_type=MEDIA_TYPE, headers={**extra, **(headers or {})})
+
+
+async def send_not_ready(send: Send, detail: str) -> None:
+    """503 outside of the application, with the connection's end."""
+    structlog.contextvars.bind_contextvars(problem="not_ready")
+    body = msgspec.json.encode(describe("not_ready", detail))
+    extra = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), "Connection": "close"}
+    headers = [(name.lower().encode(), value.encode()) for name, value in (extra | _HEADERS_OF_STATUS[503]).items()]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def on_problem(_: Request[Any, Any, Any], error: ProblemError) -> Response[ProblemDetails]:

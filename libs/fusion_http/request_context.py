@@ -7,14 +7,13 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import msgspec
 import structlog
 from fusion_core import tracing
 from fusion_core.tracing import Span
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from fusion_http.problem_details import MEDIA_TYPE, describe
+from fusion_http.problem_details import send_not_ready
 from fusion_http.slow_clients import read_within
 
 log = structlog.get_logger()
@@ -98,7 +97,7 @@ class RequestContext:
         self._open += 1
         try:
             if self._open > self._most_at_once:
-                await _refuse(send_with_id)
+                await send_not_ready(send_with_id, "too many requests are open")  # before anything is spent on it
             else:
                 await self._app(scope, read_within(receive, self._body_deadline_s), send_with_id)
         finally:
@@ -128,16 +127,6 @@ def _security_headers(scope: HTTPScope, start: Any) -> list[tuple[bytes, bytes]]
     if scope["scheme"] == "https":  # RFC 6797: never over plain HTTP
         headers.append((b"strict-transport-security", b"max-age=31536000; includeSubDomains"))
     return headers
-
-
-async def _refuse(send: Send) -> None:
-    """503, before anything is spent on the request."""
-    structlog.contextvars.bind_contextvars(problem="not_ready")
-    body = msgspec.json.encode(describe("not_ready", "too many requests are open"))
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(b"retry-after", b"2"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _describe_span(span: Span, answered: Answered, request_id: str) -> None:

@@ -49,10 +49,17 @@ async def prepare_connection(connection: Connection) -> None:
 
 
 async def connect_pool(
-    url: str, *, application_name: str, min_size: int = 1, max_size: int = 10, prepared: bool = True
+    url: str,
+    *,
+    application_name: str,
+    min_size: int = 1,
+    max_size: int = 10,
+    prepared: bool = True,
+    statement_timeout_s: float = STATEMENT_TIMEOUT_S,
 ) -> Pool:
     """Open a pool whose every statement, and every pause within a transaction, has a deadline.
 
+    A statement that Postgres never answers costs the deadline twice, since its cancellation has one, too.
     Not `prepared`, a connection keeps no statement from one transaction to the next, since a pooler may give it another
     session. Raises OSError or asyncpg.PostgresError.
     """
@@ -60,7 +67,7 @@ async def connect_pool(
         url,
         min_size=min_size,
         max_size=max_size,
-        command_timeout=STATEMENT_TIMEOUT_S,
+        command_timeout=statement_timeout_s,
         timeout=10,
         statement_cache_size=_PREPARED_STATEMENTS if prepared else 0,
         server_settings={"application_name": application_name},

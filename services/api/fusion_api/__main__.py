@@ -8,6 +8,7 @@ import uvicorn
 from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
+from fusion_http.answer_deadline import AnswerDeadline
 from fusion_http.request_context import RequestContext
 from fusion_http.slow_clients import BoundedProtocol
 from litestar import Litestar
@@ -43,7 +44,11 @@ def main() -> None:
     app = create_app(settings)
     app.state.metrics.serve(settings)
     config = uvicorn.Config(
-        RequestContext(app, settings.client_deadline_s, watch=app.state.metrics.answered),
+        RequestContext(
+            AnswerDeadline(app, settings.answer_deadline_s),
+            settings.client_deadline_s,
+            watch=app.state.metrics.answered,
+        ),
         http=BoundedProtocol.within(settings.client_deadline_s, settings.max_body_bytes),
         ws="none",
         host=settings.host,

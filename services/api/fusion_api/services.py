@@ -33,6 +33,7 @@ async def open_services(app: Litestar) -> AsyncIterator[None]:
             min_size=0,  # Postgres may be away: /ready says so
             max_size=settings.max_connections,
             prepared=settings.prepared_statements,
+            statement_timeout_s=settings.answer_deadline_s,  # nobody waits any longer
         )
         stack.push_async_callback(close_pool, pool)
         limiter = RateLimiter(settings.redis_url, settings.requests_per_minute)

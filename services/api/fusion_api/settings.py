@@ -22,6 +22,8 @@ class ApiSettings(CommonSettings, frozen=True, kw_only=True):
     """Larger request bodies are refused; data goes to presigned URLs."""
     client_deadline_s: float = 20.0
     """How long a client may take to send a request's head, its body, and to take what is answered."""
+    answer_deadline_s: float = 10.0
+    """An answer that has not begun by then is 503 `not_ready`; the time that a client takes to send does not count."""
     upload_expires_s: int = 3600
     """How long a presigned PUT is good for."""
     max_open_uploads: int = 1000

@@ -8,12 +8,13 @@ import uvicorn
 from fusion_core import logs, tracing
 from fusion_core.settings import SettingsError, forget_secrets, load
 from fusion_core.undumpable import forbid_dumps
+from fusion_http.answer_deadline import AnswerDeadline
 from fusion_http.request_context import RequestContext
 from fusion_http.slow_clients import BoundedProtocol
 
 from fusion_orchestrator.admin.app import MAX_BODY_BYTES
 from fusion_orchestrator.admin.server import CLIENT_DEADLINE_S
-from fusion_orchestrator.http_app import create_app
+from fusion_orchestrator.http_app import ANSWER_DEADLINE_S, create_app
 from fusion_orchestrator.settings import OrchestratorSettings
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _exit_cleanly)
     try:
         uvicorn.run(
-            RequestContext(create_app(settings), CLIENT_DEADLINE_S),
+            RequestContext(AnswerDeadline(create_app(settings), ANSWER_DEADLINE_S), CLIENT_DEADLINE_S),
             http=BoundedProtocol.within(CLIENT_DEADLINE_S, MAX_BODY_BYTES),
             ws="none",
             host=settings.host,

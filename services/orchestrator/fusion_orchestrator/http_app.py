@@ -16,6 +16,7 @@ from fusion_orchestrator.doorbell import DATABASE_AWAY
 from fusion_orchestrator.service import Service, running
 from fusion_orchestrator.settings import OrchestratorSettings
 
+ANSWER_DEADLINE_S = 10.0
 _READY_DEADLINE_S = 2.0
 
 log = structlog.get_logger()

@@ -8,13 +8,16 @@ from contextlib import asynccontextmanager
 
 import structlog
 import uvicorn
+from fusion_http.answer_deadline import AnswerDeadline
 from fusion_http.request_context import RequestContext
 from fusion_http.slow_clients import BoundedProtocol
 
 from fusion_orchestrator.admin.app import MAX_BODY_BYTES, create_admin_app
+from fusion_orchestrator.admin.store_actions import DRY_RUN_DEADLINE_S
 from fusion_orchestrator.service import Service
 
 CLIENT_DEADLINE_S = 20.0
+_ANSWER_DEADLINE_S = DRY_RUN_DEADLINE_S + 10
 _MOST_AT_ONCE = 200
 _BACKLOG = 128
 
@@ -37,7 +40,10 @@ async def serving_admin(service: Service) -> AsyncIterator[None]:
     listener = socket.create_server((settings.admin_host, settings.admin_port), family=family, backlog=_BACKLOG)
     config = uvicorn.Config(
         RequestContext(
-            create_admin_app(service), CLIENT_DEADLINE_S, _MOST_AT_ONCE, watch=service.metrics.admin_answered
+            AnswerDeadline(create_admin_app(service), _ANSWER_DEADLINE_S),
+            CLIENT_DEADLINE_S,
+            _MOST_AT_ONCE,
+            watch=service.metrics.admin_answered,
         ),
         http=BoundedProtocol.within(CLIENT_DEADLINE_S, MAX_BODY_BYTES),
         ws="none",
