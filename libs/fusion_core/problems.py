@@ -38,6 +38,7 @@ _ALL = (
         "quota_exceeded", 409, "The account stores too much", "Delete datasets, or abort uploads that will not come."
     ),
     Problem("too_many_webhooks", 409, "The account has too many webhooks", "Delete one that you no longer need."),
+    Problem("too_many_keys", 409, "The account has too many API keys", "Revoke one that you no longer need."),
     Problem("webhook_disabled", 409, "The webhook is disabled", "Enable it with PATCH /webhooks/{id} first."),
     Problem("lease_alive", 409, "The job's lease has not expired", "Wait until it has, or send force."),
     Problem("webhooks_off", 409, "Webhooks are not set up here", "Ask the operator to set FUSION_WEBHOOK_KEY."),

@@ -10,18 +10,36 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import msgspec
 from litestar import Request
+from litestar.params import QueryParameter
 
 from fusion_http.problem_details import FieldError, ProblemError, invalid
 
 MAX_ERRORS = 100  # a body full of nonsense is not worth a megabyte of answer
+_CONTROL_CHARACTER = "contains a control character"
 
 
 async def check_request(request: Request[Any, Any, Any]) -> None:
     """Before every operation. Raises ProblemError malformed_body or validation_failed."""
-    empty = [name for name, value in request.query_params.multi_items() if value in ("", "null")]
-    if empty:  # Litestar would take them for parameters left out
-        raise invalid([FieldError(name, "has no value; leave it out") for name in empty])
+    errors = list(islice(_query_errors(request), MAX_ERRORS))
+    if errors:
+        raise invalid(errors)
     await _check_body(request)
+
+
+def _query_errors(request: Request[Any, Any, Any]) -> Iterator[FieldError]:
+    """A filter that is misspelt would be a filter left out; an operation that takes none has nothing to mistake."""
+    known = [
+        parameter.kwarg_definition.name or name
+        for name, parameter in request.route_handler.parsed_fn_signature.parameters.items()
+        if isinstance(parameter.kwarg_definition, QueryParameter)
+    ]
+    for name, value in request.query_params.multi_items() if known else ():
+        if name not in known:
+            yield FieldError(name, _unknown("parameter", name, known))
+        elif value in ("", "null"):  # Litestar would take it for a parameter left out
+            yield FieldError(name, "has no value; leave it out")
+        elif _has_control_character(value):  # Postgres takes no NUL
+            yield FieldError(name, _CONTROL_CHARACTER)
 
 
 async def _check_body(request: Request[Any, Any, Any]) -> None:
@@ -66,8 +84,8 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
     if get_origin(plain) is dict and isinstance(value, Mapping):
         yield from _mapping_errors(kind, value, pointer)
         return
-    if isinstance(value, str) and any(character < " " or character == "\x7f" for character in value):
-        yield FieldError(pointer, "contains a control character")
+    if isinstance(value, str) and _has_control_character(value):
+        yield FieldError(pointer, _CONTROL_CHARACTER)
         return
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # to JSON Schema 2.0 is an integer
@@ -76,6 +94,10 @@ def find_errors(kind: Any, value: Any, pointer: str = "") -> Iterator[FieldError
     except msgspec.ValidationError as error:
         known = f"; known: {', '.join(map(str, get_args(plain)))}" if get_origin(plain) is Literal else ""
         yield FieldError(pointer, f"{error}{known}")
+
+
+def _has_control_character(value: str) -> bool:
+    return any(character < " " or character == "\x7f" for character in value)
 
 
 def _without_none(kind: Any) -> Any:

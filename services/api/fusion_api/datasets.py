@@ -85,17 +85,20 @@ async def list_datasets(
 async def get_dataset(
     dataset_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> Dataset:
+    return _dataset(await own_dataset(services, caller, dataset_id))
+
+
+async def own_dataset(services: Services, caller: Caller, dataset_id: UUID | None, pointer: str = "") -> Any:
+    """Its row. Raises ProblemError not_found."""
     row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
     if row is None:
-        raise not_found("dataset")
-    return _dataset(row)
+        raise not_found("dataset", pointer)
+    return row
 
 
 async def ready_dataset(services: Services, caller: Caller, dataset_id: UUID) -> Any:
     """Its row. Raises ProblemError not_found or dataset_not_ready."""
-    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
-    if row is None:
-        raise not_found("dataset", "/dataset_id")
+    row = await own_dataset(services, caller, dataset_id, "/dataset_id")
     if row["status"] != "ready":
         errors = [FieldError("/dataset_id", f"the dataset is {row['status']}")]
         raise ProblemError("dataset_not_ready", f"the dataset is {row['status']}", errors)
@@ -147,7 +150,7 @@ async def create_dataset(
 ) -> Dataset:
     """The uploads are pinned as they are now; reading them is an internal job, and GET shows its end."""
     dataset_id = await once.find() or await _make(data, once, services, caller)
-    return _dataset(await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id))
+    return _dataset(await own_dataset(services, caller, dataset_id))
 
 
 async def _make(data: CreateDataset, once: Once, services: Services, caller: Caller) -> UUID | None:

@@ -1,5 +1,7 @@
 """Jobs: create, list and look."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ from fusion_core.db.rehearsal_pools import ensure_sampled
 from fusion_core.db.rows import JobRow
 from fusion_core.states import State, Status
 from fusion_http.paging import After, Limit, page
-from fusion_http.problem_details import FieldError, ProblemError, not_found
+from fusion_http.problem_details import FieldError, ProblemError, invalid, not_found
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
@@ -125,7 +127,7 @@ async def list_jobs(
         status=status,
         start_model_id=base_model,
         dataset_id=dataset,
-        labels=dict(one.split("=", 1) for one in label or ()),
+        labels=_labels(label or ()),
     )
     async with services.pool.acquire() as connection:
         if wanted == JobFilter():
@@ -133,6 +135,16 @@ async def list_jobs(
         else:
             found = await jobs.find_jobs(connection, caller.account_id, wanted, limit=limit, after=after)
     return page(request, [show_listed(job) for job in found], limit)
+
+
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    """Raises ProblemError where one name is asked for twice: a job has one value of it."""
+    pairs = [one.split("=", 1) for one in given]
+    names = Counter(name for name, _ in pairs)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise invalid([FieldError("label", f"{name} is given more than once, and a job has one") for name in twice])
+    return dict(pairs)
 
 
 async def own_job(services: Services, caller: Caller, job_id: UUID) -> JobRow:

@@ -17,8 +17,9 @@ from fusion_api.auth import Caller, needs
 from fusion_api.examples import CREATED_KEY, KEYS
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
-from fusion_api.times import shown, shown_or_none
+from fusion_api.times import check_expiry, shown, shown_or_none
 
+MAX_LIVE_KEYS = 100  # each may send its own number of requests a minute
 Scope = Literal["train", "read", "datasets", "models", "billing"]
 
 
@@ -80,6 +81,7 @@ async def list_keys(
     status_code=201,
     summary="Create an API key",
     answer=CREATED_KEY,
+    problems=("too_many_keys",),
     example={"name": "ci", "scopes": ["train", "read"]},
 )
 async def create_key(
@@ -93,9 +95,13 @@ async def create_key(
     if excess:
         errors = [FieldError("/scopes", f"this key has not itself: {', '.join(excess)}")]
         raise ProblemError("forbidden_scope", "a key cannot create a stronger one", errors)
+    check_expiry(data.expires_at, "a key that should not work need not be made")
     secret = new_secret()
 
     async def insert(connection: Connection) -> UUID:
+        await queries.lock_account(connection, account_id=caller.account_id)
+        if await queries.count_live_api_keys(connection, account_id=caller.account_id) >= MAX_LIVE_KEYS:
+            raise ProblemError("too_many_keys", f"{MAX_LIVE_KEYS} are allowed")
         row = await queries.insert_api_key(
             connection,
             account_id=caller.account_id,

@@ -19,7 +19,7 @@ from fusion_api.datasets import Name
 from fusion_api.examples import DOWNLOAD, MODELS
 from fusion_api.job_views import JobType
 from fusion_api.services import Services
-from fusion_api.times import shown, shown_or_none
+from fusion_api.times import check_expiry, shown, shown_or_none
 
 ModelStatus = Literal["ready", "deleted"]
 
@@ -163,6 +163,8 @@ async def change_model(
     caller: NamedDependency[Caller],
 ) -> Model:
     """A name that is taken becomes its next version. An expired model is deleted once no job uses it."""
+    if data.expires_at is not msgspec.UNSET:
+        check_expiry(data.expires_at, "DELETE takes a model away now")
     async with services.pool.acquire() as connection, connection.transaction():
         if await queries.lock_model(connection, account_id=caller.account_id, model_id=model_id) is None:
             raise not_found("model")

@@ -9,7 +9,7 @@ import msgspec
 from fusion_core import s3_keys
 from fusion_core.db.pool import Connection, queries
 from fusion_core.storage import UploadedPart
-from fusion_http.problem_details import FieldError, ProblemError, not_found
+from fusion_http.problem_details import FieldError, ProblemError
 from litestar import delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -18,7 +18,7 @@ from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
 from fusion_api.times import shown
-from fusion_api.uploads import ContentType, Filename, check_quota, sanitised
+from fusion_api.uploads import ContentType, Filename, check_quota, own_upload, sanitised
 
 SMALLEST_PART, LARGEST_PART, MOST_PARTS = 5 * 2**20, 5 * 2**30, 10_000  # S3's limits
 DEFAULT_PART = 64 * 2**20
@@ -85,13 +85,6 @@ def parts_of(row: Any) -> int:
     return 1 if row["part_size"] is None else math.ceil(row["size"] / row["part_size"])
 
 
-async def own_upload(services: Services, caller: Caller, upload_id: UUID) -> Any:
-    row = await queries.get_upload(services.pool, account_id=caller.account_id, upload_id=upload_id)
-    if row is None:
-        raise not_found("upload")
-    return row
-
-
 async def _whole_parts(services: Services, row: Any) -> list[UploadedPart] | None:
     """The parts that are there and whole; None when the upload is no longer open in S3."""
     found = await services.storage.list_parts(row["s3_key"], row["multipart_id"])
@@ -142,7 +135,7 @@ async def _shown(services: Services, row: Any) -> Upload:
     guards=[needs("datasets")],
     status_code=201,
     summary="Begin an upload in parts",
-    problems=("quota_exceeded",),
+    problems=("not_found", "quota_exceeded"),
     example=EXAMPLE,
 )
 async def begin_multipart(
@@ -179,14 +172,14 @@ async def begin_multipart(
 
     upload_id = await once.make(insert)
     assert upload_id is not None
-    return await _shown(services, await own_upload(services, caller, upload_id))
+    return await _shown(services, await own_upload(services.pool, caller, upload_id))
 
 
 @get("/uploads/{upload_id:uuid}", guards=[needs("datasets")], summary="What of an upload has arrived")
 async def get_upload(
     upload_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> Upload:
-    return await _shown(services, await own_upload(services, caller, upload_id))
+    return await _shown(services, await own_upload(services.pool, caller, upload_id))
 
 
 @post(
@@ -206,7 +199,7 @@ async def sign_parts(
 ) -> list[SignedPart]:
     """Each URL takes one part, for as long as a presigned URL is good."""
     await once.allow()
-    row = await own_upload(services, caller, upload_id)
+    row = await own_upload(services.pool, caller, upload_id)
     shown_now = await _shown(services, row)
     if row["multipart_id"] is None or shown_now.status in ("complete", "consumed"):
         raise ProblemError("upload_consumed", "this upload takes no more parts")
@@ -246,9 +239,9 @@ async def complete_upload(
     """All parts must be there; completing again changes nothing."""
     await once.allow()
     async with services.pool.acquire() as connection, connection.transaction():
+        row = await own_upload(connection, caller, upload_id)
         # One at a time: while S3 puts the parts together a second request would see some of them gone.
         await queries.lock_upload(connection, upload_id=upload_id)
-        row = await own_upload(services, caller, upload_id)
         arrived = await _whole_parts(services, row) if row["multipart_id"] is not None else None
         if arrived is not None:
             _check_complete(row, arrived)
@@ -270,7 +263,7 @@ async def abort_upload(
     upload_id: FromPath[UUID], services: NamedDependency[Services], caller: NamedDependency[Caller]
 ) -> None:
     """What has arrived is dropped. An upload that has become part of a dataset stays with it."""
-    row = await own_upload(services, caller, upload_id)
+    row = await own_upload(services.pool, caller, upload_id)
     if await queries.delete_upload(services.pool, account_id=caller.account_id, upload_id=upload_id) is None:
         raise ProblemError("upload_consumed", "it is part of a dataset; delete the dataset instead")
     if row["multipart_id"] is not None:

@@ -1,13 +1,13 @@
 """POST /uploads/presign: a URL to PUT one file to; the API never receives its bytes."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import msgspec
 from fusion_core import s3_keys
-from fusion_core.db.pool import Connection, queries
-from fusion_http.problem_details import FieldError, ProblemError
+from fusion_core.db.pool import Connection, Pool, queries
+from fusion_http.problem_details import FieldError, ProblemError, not_found
 from litestar import post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -46,6 +46,14 @@ def sanitised(filename: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", last).lstrip(".")[-128:] or "file"
 
 
+async def own_upload(connection: Pool | Connection, caller: Caller, upload_id: UUID | None) -> Any:
+    """Its row. Raises ProblemError not_found."""
+    row = await queries.get_upload(connection, account_id=caller.account_id, upload_id=upload_id)
+    if row is None:
+        raise not_found("upload")
+    return row
+
+
 async def check_quota(connection: Connection, services: Services, caller: Caller, size: int) -> None:
     """Under the account's lock. Raises ProblemError quota_exceeded."""
     await queries.lock_account(connection, account_id=caller.account_id)
@@ -68,7 +76,7 @@ def check_room(stored: int, more: int, allowed: int, pointer: str) -> None:
     status_code=200,
     summary="Presign an upload",
     answer=PRESIGNED,
-    problems=("quota_exceeded",),
+    problems=("not_found", "quota_exceeded"),
     example=EXAMPLE,
 )
 async def presign_upload(
@@ -96,8 +104,6 @@ async def presign_upload(
         )
         return upload_id
 
-    upload_id = await once.make(insert)
-    assert upload_id is not None
-    key = s3_keys.upload(caller.account_id, upload_id, filename)
-    url = await services.storage.presign_put(key, data.content_type, expires_s, data.size)
-    return Presigned(upload_id, key, url, "PUT")
+    row = await own_upload(services.pool, caller, await once.make(insert))
+    url = await services.storage.presign_put(row["s3_key"], data.content_type, expires_s, data.size)
+    return Presigned(row["id"], row["s3_key"], url, "PUT")

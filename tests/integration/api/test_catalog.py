@@ -122,6 +122,11 @@ async def test_a_model_can_be_renamed_expire_and_be_deleted(customer: Any, base_
     assert datetime.fromisoformat(shown["expires_at"]) == moment
     back = (await customer.send("PATCH", path, json={"name": "my-grown-model", "expires_at": None})).json()
     assert (back["version"], back.get("expires_at")) == ("v2", None)
+    for past in ("2020-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59"):
+        (error,) = problem(await customer.send("PATCH", path, json={"expires_at": past}), "validation_failed")["errors"]
+        assert "DELETE takes" in error["detail"]
+    late = {"expires_at": "9999-12-31T23:59:59-23:59"}
+    problem(await customer.send("PATCH", path, json=late), "validation_failed")
     assert (await customer.send("DELETE", f"/api/models/{first}")).status_code == 204
     problem(await customer.send("GET", f"/api/models/{first}/download"), "not_found")
     assert [model["id"] for model in (await customer.send("GET", "/api/models")).json()] == [second]
@@ -130,8 +135,9 @@ async def test_a_model_can_be_renamed_expire_and_be_deleted(customer: Any, base_
 async def test_an_expired_model_is_deleted_once_no_job_uses_it(customer: Any, base_model_id: str) -> None:
     model_id = await model_of(customer, base_model_id)
     job = (await customer.send("POST", "/api/jobs", json=await customer.job_body(model_id))).json()
-    past = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-    await customer.send("PATCH", f"/api/models/{model_id}", json={"expires_at": past})
+    await customer.pool.execute(
+        "update models set expires_at = now() - interval '1 hour' where id = $1", UUID(model_id)
+    )
     assert [row async for row in queries.delete_expired_models(customer.pool, limit=9)] == []
     await customer.send("POST", f"/api/jobs/{job['id']}/cancel")
     assert [str(row["id"]) async for row in queries.delete_expired_models(customer.pool, limit=9)] == [model_id]

@@ -68,3 +68,19 @@ async def test_keys_of_two_accounts_are_two_keys(customer: Any, new_customer: An
     body = {"name": "ci", "scopes": ["read"]}
     ids = {(await one.send("POST", "/api/keys", json=body, headers=KEY)).json()["id"] for one in (customer, other)}
     assert len(ids) == 2
+
+
+async def test_what_was_made_and_deleted_is_not_found_again(customer: Any, storage: Any, problem: Any) -> None:
+    presign = {"filename": "rows.jsonl"}
+    upload = (await customer.send("POST", "/api/uploads/presign", json=presign, headers=KEY)).json()
+    await storage.put_bytes(upload["key"], b'{"text": "a"}\n')
+    body = {"upload_ids": [upload["upload_id"]]}
+    await customer.send("POST", "/api/datasets", json=body, headers=KEY)
+    await customer.pool.execute("update datasets set status = 'deleted'")
+    problem(await customer.send("POST", "/api/datasets", json=body, headers=KEY), "not_found")
+    aborted = (
+        await customer.send("POST", "/api/uploads/presign", json=presign, headers={"Idempotency-Key": "a"})
+    ).json()
+    await customer.send("DELETE", f"/api/uploads/{aborted['upload_id']}")
+    again = await customer.send("POST", "/api/uploads/presign", json=presign, headers={"Idempotency-Key": "a"})
+    problem(again, "not_found")

@@ -37,6 +37,14 @@ async def test_bad_labels_are_named_one_by_one(customer: Any, base_model_id: str
     assert set(await pointers(labels=["team"])) == {"/labels"}
 
 
+async def test_filters_that_no_job_can_meet_are_refused(customer: Any, problem: Problem) -> None:
+    for query in ("label=team%3Da&label=team%3Db", "label=team%3D%00", "label=team%3Da%0Ab"):
+        (error,) = problem(await customer.send("GET", f"/api/jobs?{query}"), "validation_failed")["errors"]
+        assert error["pointer"] == "label"
+    (error,) = problem(await customer.send("GET", "/api/jobs?satus=running"), "validation_failed")["errors"]
+    assert error == {"pointer": "satus", "detail": "unknown parameter; did you mean 'status'?"}
+
+
 async def test_each_filter_and_their_combination(customer: Any, new_customer: NewCustomer, base_model_id: str) -> None:
     dataset = await customer.dataset()
     search = await customer.submit(base_model_id, labels={"team": "search", "env": "test"}, dataset_id=dataset)

@@ -1,5 +1,6 @@
 """API keys: shown once, revoked at once, never stronger than their maker; a scope for every operation."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -7,6 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from fusion_api.app import OPERATIONS
+from fusion_api.keys import MAX_LIVE_KEYS
 from fusion_core.db.pool import Pool
 
 NewCustomer = Callable[..., Awaitable[Any]]
@@ -87,3 +89,19 @@ async def test_last_use_is_written_at_most_once_a_minute(customer: Any, pool: Po
     await pool.execute("update api_keys set last_used_at = last_used_at - interval '2 minutes'")
     await customer.send("GET", "/api/jobs")
     assert await pool.fetchval("select last_used_at from api_keys") > first
+
+
+async def test_a_key_that_has_expired_already_is_refused(customer: Any, problem: Problem) -> None:
+    body = {"name": "ci", "scopes": ["read"], "expires_at": "2020-01-01T00:00:00Z"}
+    (error,) = problem(await customer.send("POST", "/api/keys", json=body), "validation_failed")["errors"]
+    assert error["pointer"] == "/expires_at"
+
+
+async def test_an_account_has_a_hundred_keys_that_work(customer: Any, problem: Problem) -> None:
+    body = {"name": "ci", "scopes": ["read"]}
+    answers = await asyncio.gather(*(customer.send("POST", "/api/keys", json=body) for _ in range(MAX_LIVE_KEYS + 4)))
+    made = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+    assert len(made) == MAX_LIVE_KEYS - 1, "the customer's own is one of them"
+    problem(await customer.send("POST", "/api/keys", json=body), "too_many_keys")
+    await customer.send("DELETE", f"/api/keys/{made[0]}")
+    assert (await customer.send("POST", "/api/keys", json=body)).status_code == 201

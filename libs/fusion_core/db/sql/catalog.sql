@@ -14,6 +14,10 @@ values (:account_id, :name, :prefix, :secret_sha256, :scopes, :expires_at) retur
 select * from api_keys where secret_sha256 = :secret_sha256 and revoked_at is null
     and (expires_at is null or expires_at > now());
 
+-- name: count_live_api_keys(account_id)$
+select count(*) from api_keys where account_id = :account_id and revoked_at is null
+    and (expires_at is null or expires_at > now());
+
 -- name: ended_api_keys(key_ids)
 -- Of these, the keys that are revoked, expired or gone.
 select k.id from unnest(:key_ids::uuid[]) as k (id)
