@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fusion_client.errors import DatasetFailedError
-from fusion_client.jobs_cli import Cycles, SeqLen, StepsPerCycle, Turns, jobs_app
+from fusion_client.jobs_cli import Cycles, SeqLen, StepsPerCycle, Turns, jobs_app, show_estimate
 from fusion_client.models import Dataset
 from fusion_client.terminal import fault_line, notes, out, session, table, time_text
 from fusion_client.webhooks_cli import webhooks_app
@@ -119,25 +119,16 @@ def models() -> None:
 def estimate(
     params_before: Annotated[int, typer.Option(help="Parameters of the base model.")],
     params_after: Annotated[int, typer.Option(help="Parameters of the grown model.")],
-    turns: Turns = 1,
-    cycles: Cycles = 6,
-    steps_per_cycle: StepsPerCycle = 1000,
-    seq_len: SeqLen = 256,
+    turns: Turns = None,
+    cycles: Cycles = None,
+    steps_per_cycle: StepsPerCycle = None,
+    seq_len: SeqLen = None,
 ) -> None:
-    """Say exactly what a training job costs. Nothing is created or billed."""
-    request = {
-        "type": "train",
-        "params_before": params_before,
-        "params_after": params_after,
-        "turns": turns,
-        "cycles": cycles,
-        "steps_per_cycle": steps_per_cycle,
-        "seq_len": seq_len,
-    }
+    """Say what a training costs by its numbers alone. `fusion train --estimate` does so for a job."""
+    said = {"turns": turns, "cycles": cycles, "steps_per_cycle": steps_per_cycle, "seq_len": seq_len}
+    given = {name: value for name, value in said.items() if value is not None}
     with session() as client:
-        answer = client.estimate(request)
-        rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
-        table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
+        show_estimate(client.estimate({"params_before": params_before, "params_after": params_after, **given}))
 
 
 @app.command()

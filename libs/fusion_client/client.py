@@ -129,10 +129,13 @@ class Fusion:
     def estimate(self, request: Mapping[str, Any]) -> Estimate:
         """POST /api/pricing/estimate: free, exact, nothing is created.
 
-        `request` has `type`, `params_before`, `params_after` and `tokens`, `train_steps` or `turns`, `cycles`,
-        `steps_per_cycle`, with `seq_len`.
+        `request` has a `job`, the body of `submit`; or `type`, `params_before`, `params_after` and `tokens`, or the
+        settings that tokens follow from.
         """
-        return self._transport.post("/api/pricing/estimate", Estimate, dict(request), new_key())
+        asked = dict(request)
+        if "job" in asked:  # a body of POST /jobs names a key, which an estimate does not use
+            asked["job"] = {"idempotency_key": "estimate", **asked["job"]}
+        return self._transport.post("/api/pricing/estimate", Estimate, asked, new_key())
 
     def create_job(
         self,

@@ -3,22 +3,29 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
-from fusion_client.models import Job
+from fusion_client.models import Estimate, Job
 from fusion_client.progress import watch
 from fusion_client.terminal import notes, out, session, table, time_text
 
 jobs_app = typer.Typer()
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-Turns = Annotated[int, typer.Option(help="Complete training passes: 1 fast, 2 recommended, 3 best.")]
-Cycles = Annotated[int, typer.Option(help="Cycles in a turn.")]
-StepsPerCycle = Annotated[int, typer.Option(help="Steps in a cycle.")]
-SeqLen = Annotated[int, typer.Option(help="Tokens in a sequence.")]
+# What is not given is left to the server, whose defaults docs/api.md lists.
+Turns = Annotated[int | None, typer.Option(help="Complete training passes: 1 fast, 2 recommended, 3 best.")]
+Cycles = Annotated[int | None, typer.Option(help="Cycles in a turn.")]
+StepsPerCycle = Annotated[int | None, typer.Option(help="Steps in a cycle.")]
+SeqLen = Annotated[int | None, typer.Option(help="Tokens in a sequence.")]
+Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 OutputName = Annotated[str | None, typer.Option(help="The new model's name.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other hyperparameter; repeat it.")
+]
 Label = Annotated[list[str] | None, typer.Option(help="key=value; repeat it.")]
 Key = Annotated[str | None, typer.Option(help="Submitting a key again finds its job.")]
+Price = Annotated[bool, typer.Option("--estimate", help="Say what the job would cost, and create nothing.")]
 Watch = Annotated[bool, typer.Option("--watch/--no-watch", help="Show progress until the job ends.")]
 
 
@@ -26,14 +33,16 @@ Watch = Annotated[bool, typer.Option("--watch/--no-watch", help="Show progress u
 def train(
     base_model: Annotated[str, typer.Option(help="The id of a base model, or of a model of yours.")],
     dataset: Annotated[str, typer.Option(help="The id of a dataset that is ready.")],
-    turns: Turns = 1,
-    cycles: Cycles = 6,
-    steps_per_cycle: StepsPerCycle = 1000,
-    seq_len: SeqLen = 256,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    turns: Turns = None,
+    cycles: Cycles = None,
+    steps_per_cycle: StepsPerCycle = None,
+    seq_len: SeqLen = None,
+    lr: Lr = None,
     output_name: OutputName = None,
+    settings: Settings = None,
     label: Label = None,
     idempotency_key: Key = None,
+    price: Price = False,
     follow: Watch = True,
 ) -> None:
     """Grow a base model, train the new capacity on a dataset and print the job's id."""
@@ -44,9 +53,10 @@ def train(
         "seq_len": seq_len,
         "lr": lr,
         "output_name": output_name,
+        **_settings(settings),
     }
-    body = {"type": "train", "base_model_id": base_model, "dataset_id": dataset}
-    _start(body, hyperparams, label, idempotency_key, follow)
+    body = {"type": "train", "base_model_id": base_model, "dataset_id": dataset, "labels": _labels(label)}
+    _start(body, hyperparams, idempotency_key, price, follow)
 
 
 @jobs_app.command()
@@ -54,66 +64,105 @@ def finetune(
     dataset: Annotated[str, typer.Option(help="The id of a dataset that is ready.")],
     base_model: Annotated[str | None, typer.Option(help="The id of a base model of the catalog, or:")] = None,
     source_model: Annotated[str | None, typer.Option(help="The id of a model of yours.")] = None,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 32,
-    steps: Annotated[int, typer.Option(help="All steps.")] = 2000,
-    seq_len: SeqLen = 256,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-4,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters.")] = None,
+    steps: Annotated[int | None, typer.Option(help="All steps.")] = None,
+    seq_len: SeqLen = None,
+    lr: Lr = None,
     output_name: OutputName = None,
+    settings: Settings = None,
     label: Label = None,
     idempotency_key: Key = None,
+    price: Price = False,
     follow: Watch = True,
 ) -> None:
     """Fine-tune a model on a dataset by LoRA, without a change of size, and print the job's id."""
-    named = {"base_model_id": base_model, "source_model_id": source_model}
-    body = {"type": "finetune", "dataset_id": dataset} | {name: value for name, value in named.items() if value}
+    body = {
+        "type": "finetune",
+        "base_model_id": base_model,
+        "source_model_id": source_model,
+        "dataset_id": dataset,
+        "labels": _labels(label),
+    }
     hyperparams = {
         "lora_rank": lora_rank,
         "steps": steps,
         "seq_len": seq_len,
         "lr": lr,
         "output_name": output_name,
+        **_settings(settings),
     }
-    _start(body, hyperparams, label, idempotency_key, follow)
+    _start(body, hyperparams, idempotency_key, price, follow)
 
 
 @jobs_app.command()
 def contract(
     source_model: Annotated[str, typer.Option(help="The id of a model of yours, which stays as it is.")],
-    ratio: Annotated[float, typer.Option(help="Share of each layer's channels to remove: 0.25, 0.5 or 0.75.")] = 0.5,
+    ratio: Annotated[float | None, typer.Option(help="Share of each layer's channels to remove, as 0.25.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers to contract; 8, or all of fewer, without it.")] = None,
     dataset: Annotated[str | None, typer.Option(help="What to heal on; the model's own text without it.")] = None,
     output_name: OutputName = None,
+    settings: Settings = None,
     label: Label = None,
     idempotency_key: Key = None,
+    price: Price = False,
     follow: Watch = True,
 ) -> None:
     """Shrink a model of yours and print the job's id."""
-    body = {"type": "contract"} | ({"dataset_id": dataset} if dataset else {})
     hyperparams = {
         "source_model_id": source_model,
         "contraction_ratio": ratio,
         "num_layers_to_contract": layers,
         "output_name": output_name,
+        **_settings(settings),
     }
-    _start(body, hyperparams, label, idempotency_key, follow)
+    body = {"type": "contract", "dataset_id": dataset, "labels": _labels(label)}
+    _start(body, hyperparams, idempotency_key, price, follow)
 
 
-def _start(
-    body: Mapping[str, Any], hyperparams: Mapping[str, Any], label: list[str] | None, key: str | None, follow: bool
-) -> None:
-    given = {name: value for name, value in hyperparams.items() if value is not None}
+def _start(body: Mapping[str, Any], hyperparams: Mapping[str, Any], key: str | None, price: bool, follow: bool) -> None:
+    whole = {**_given(body), "hyperparams": _given(hyperparams)}
     with session() as client:
-        job = client.submit({**body, "hyperparams": given, "labels": _labels(label)}, key)
+        if price:
+            show_estimate(client.estimate({"job": whole}))
+            return
+        job = client.submit(whole, key)
         out.print(job.id, highlight=False)
         if follow:
             _finish(watch(client, job.id, notes))
 
 
+def _given(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def show_estimate(answer: Estimate) -> None:
+    """Its lines and their sum."""
+    rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
+    table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
+    if answer.params_after is not None:
+        notes.print(f"{answer.params_before:,} parameters become {answer.params_after:,}", highlight=False)
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """A value is JSON where it can be read as such, and else the word itself."""
+    settings: dict[str, Any] = {}
+    for name, value in _pairs(given, "--set", "a setting is NAME=VALUE").items():
+        try:
+            settings[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            settings[name] = value
+    return settings
+
+
 def _labels(given: list[str] | None) -> dict[str, str]:
+    return _pairs(given, "--label", "a label is key=value")
+
+
+def _pairs(given: list[str] | None, option: str, form: str) -> dict[str, str]:
     pairs = [one.partition("=") for one in given or ()]
     if not all(separator for _, separator, _ in pairs):
-        raise typer.BadParameter("a label is key=value", param_hint="--label")
-    return {key: value for key, _, value in pairs}
+        raise typer.BadParameter(form, param_hint=option)
+    return {name: value for name, _, value in pairs}
 
 
 @jobs_app.command()
@@ -127,11 +176,10 @@ def jobs(
 ) -> None:
     """List your jobs, newest first."""
     named = {"type": job_type, "status": status, "base_model": base_model, "dataset": dataset}
-    filters = {name: value for name, value in named.items() if value is not None}
     with session() as client:
         rows = [
             [j.id, j.type, j.status, str(j.last_checkpoint_step), str(j.retries), time_text(j.created_at)]
-            for j in client.list_jobs(limit, labels=_labels(label), **filters)
+            for j in client.list_jobs(limit, labels=_labels(label), **_given(named))
         ]
         table("id", "type", "status", "checkpoint step", "retries", "created", rows=rows)
 

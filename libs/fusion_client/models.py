@@ -128,12 +128,15 @@ class LineItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job will cost, exactly, in dollars."""
+    """What a job will cost, exactly, in dollars; of a whole job also the sizes that its plan comes to."""
 
     total_usd: float
     unit: str
     qty: float
     line_items: tuple[LineItem, ...]
+    params_before: int | None = None
+    params_after: int | None = None
+    tokens: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

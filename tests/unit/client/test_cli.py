@@ -84,14 +84,7 @@ def test_train_submits_and_watches(server, fusion, finished_job):
     done = fusion("train", "--base-model", "b", "--dataset", "d", "--turns", 2, "--output-name", "x")
     assert (done.exit_code, done.stdout) == (0, "job-1\n")
     sent = server.asked[0].json
-    assert sent["hyperparams"] == {
-        "turns": 2,
-        "cycles": 6,
-        "steps_per_cycle": 1000,
-        "seq_len": 256,
-        "lr": 1e-4,
-        "output_name": "x",
-    }
+    assert sent["hyperparams"] == {"turns": 2, "output_name": "x"}
     assert "fusion download m-1 DIR" in done.stderr
 
 
@@ -201,7 +194,7 @@ def test_a_job_of_each_type_is_submitted_with_what_was_given(fusion, server):
     assert (ran.exit_code, ran.stdout) == (0, "job-1\n")
     finetune, contract = (json.loads(request.body) for request in server.asked)
     assert finetune["labels"] == {"team": "a=b"}
-    assert finetune["hyperparams"] == {"lora_rank": 32, "steps": 10, "seq_len": 256, "lr": 2e-4}
+    assert finetune["hyperparams"] == {"steps": 10}, "the server's defaults are the server's"
     assert finetune.items() >= {"type": "finetune", "dataset_id": "d", "source_model_id": "m"}.items()
     assert contract == {
         "type": "contract",
@@ -210,6 +203,27 @@ def test_a_job_of_each_type_is_submitted_with_what_was_given(fusion, server):
         "hyperparams": {"source_model_id": "m", "contraction_ratio": 0.25},
     }
     assert fusion("contract", "--source-model", "m", "--label", "team").exit_code == 2
+
+
+def test_any_hyperparameter_can_be_set_and_priced(fusion, server):
+    answer = {
+        "total_usd": 2.0,
+        "unit": "1M-tokens",
+        "qty": 1,
+        "line_items": [],
+        "params_before": 10,
+        "params_after": 13,
+    }
+    server.routes["POST /api/pricing/estimate"] = [as_json(answer)]
+    sets = ("--set", "growth_factor=1.3", "--set", "growth_axis=width", "--set", "deterministic=false")
+    ran = fusion("train", "--base-model", "b", "--dataset", "d", *sets, "--estimate")
+    assert ran.exit_code == 0
+    assert "$2.000000" in ran.stdout
+    assert "10 parameters become 13" in ran.stderr
+    (request,) = server.asked
+    job = json.loads(request.body)["job"]
+    assert job["hyperparams"] == {"growth_factor": 1.3, "growth_axis": "width", "deterministic": False}
+    assert fusion("train", "--base-model", "b", "--dataset", "d", "--set", "lr").exit_code == 2
 
 
 def test_stop_resume_and_checkpoints(fusion, server):
