@@ -115,7 +115,9 @@ def _run_of(cell: Cell, base: BenchBase, hyperparams: Hyperparams | FinetuneHype
 def _plan_of(hyperparams: Hyperparams, base: BenchBase) -> GrowthPlan:
     config = json.loads((base.model / "config.json").read_text())
     placement = "even" if hyperparams.growth_placement == "even" else "upper"  # as the API plans
-    return plan_growth(config, growth_factor=hyperparams.growth_factor, placement=placement)
+    return plan_growth(
+        config, growth_factor=hyperparams.growth_factor, placement=placement, own_head=hyperparams.own_head
+    )
 
 
 def measure_base(base: BenchBase) -> dict[str, float]:

@@ -28,9 +28,10 @@ METHODS = {
         "frozen block expansion", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "growth_placement": "even"}
     ),
     "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new"}),
+    "head": Method("Fusion, default mode, own head", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": True}),
     "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all"}),
 }
-FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "deep", "expansion", "lora")
+FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "head", "deep", "expansion", "lora")
 
 
 @dataclass(frozen=True, order=True)

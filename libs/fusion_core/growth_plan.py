@@ -26,8 +26,9 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Depth: new block j copies old block `new_after[j]`. Blocks come in whole groups of `group` (2 in Gemma 2, 6 in Gemma
     3, otherwise 1), and a copied group follows its source group, so that the pattern of attention types is kept. Width:
     every block's FFN goes from `ffn_before` to `ffn_after` channels. No growth: `new_after` is empty and the widths are
-    equal. How many parameters are added is fixed when the job is created; the diagnosis may still choose other places
-    for as many blocks.
+    equal. `own_head`: a head that was tied to the embedding becomes a matrix of its own, at first its copy. How many
+    parameters are added is fixed when the job is created; the diagnosis may still choose other places for as many
+    blocks.
     """
 
     axis: Axis = "depth"
@@ -36,6 +37,7 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     new_after: tuple[int, ...] = ()
     ffn_before: int = 0
     ffn_after: int = 0
+    own_head: bool = False
     params_before: int
     params_after: int
 
@@ -77,6 +79,7 @@ def plan_growth(
     layers_added: int | None = None,
     axis: Axis = "depth",
     placement: Placement = "upper",
+    own_head: bool | None = False,
 ) -> GrowthPlan:
     """Plan the growth of the model that a config.json describes.
 
@@ -85,23 +88,31 @@ def plan_growth(
     `placement` says where new blocks go, before any diagnosis: spread over the upper half of the stack, which measured
     better at equal cost, or over all of it.
 
+    `own_head` gives a model whose head is tied to its embedding a head of its own; a model that has one is planned as
+    without. The head is paid out of the factor before blocks or channels are, and comes on top of `layers_added`. None
+    gives it to a model that grows in depth by a factor that pays for the head and a group of blocks.
+
     Raises UnsupportedArchitectureError, msgspec.ValidationError for a config that describes no model, or ValueError for
     an impossible request; the message says what is possible.
     """
     if not 1.0 <= growth_factor <= GROWTH_FACTOR_LIMIT:
         raise ValueError(f"growth_factor is {growth_factor}; it must lie between 1.0 and {GROWTH_FACTOR_LIMIT}")
     shape = shape_of(config)
-    if axis == "width":
-        if layers_added is not None:
-            raise ValueError("layers_added adds depth; with growth_axis width, give growth_factor instead")
-        return _plan_width(shape, growth_factor)
     if layers_added is not None:
-        groups = _groups_of_layers(shape, layers_added)
-    elif growth_factor == 1.0:
-        groups = 0
-    else:
-        groups = _groups_of_factor(shape, growth_factor)
-    return _plan_depth(shape, groups, placement)
+        if axis == "width":
+            raise ValueError("layers_added adds depth; with growth_axis width, give growth_factor instead")
+        plan = _plan_depth(shape, _groups_of_layers(shape, layers_added), placement)
+        return _with_own_head(plan, shape) if own_head and shape.tied else plan
+    if growth_factor == 1.0:
+        if own_head:
+            raise ValueError("own_head adds parameters and growth_factor 1.0 adds none; choose a larger one")
+        return _plan_depth(shape, 0, placement) if axis == "depth" else _plan_width(shape, shape.ffn)
+    budget = (growth_factor - 1.0) * shape.params
+    if own_head is None:
+        own_head = axis == "depth" and shape.head_params + shape.group * shape.block_params <= budget
+    if not (own_head and shape.tied):
+        return _plan_budget(shape, budget, axis, placement)
+    return _with_own_head(_plan_budget(shape, budget - shape.head_params, axis, placement), shape)
 
 
 def place(plan: GrowthPlan, groups: Iterable[int]) -> GrowthPlan:
@@ -125,7 +136,7 @@ def channel_step(ffn: int) -> int:
 
 
 def _groups_of_layers(shape: ModelShape, layers_added: int) -> int:
-    most = _groups_of_factor(shape, GROWTH_FACTOR_LIMIT) * shape.group
+    most = _groups_of_budget(shape, (GROWTH_FACTOR_LIMIT - 1.0) * shape.params) * shape.group
     if layers_added % shape.group == 0 and 1 <= layers_added <= most:
         return layers_added // shape.group
     if shape.group == 1:
@@ -136,9 +147,16 @@ def _groups_of_layers(shape: ModelShape, layers_added: int) -> int:
     )
 
 
-def _groups_of_factor(shape: ModelShape, growth_factor: float) -> int:
+def _plan_budget(shape: ModelShape, budget: float, axis: Axis, placement: Placement) -> GrowthPlan:
+    """The whole groups of blocks, or steps of channels, that come nearest to `budget` parameters; at least one."""
+    if axis == "width":
+        return _plan_width(shape, _channels_of_budget(shape, budget))
+    return _plan_depth(shape, _groups_of_budget(shape, budget), placement)
+
+
+def _groups_of_budget(shape: ModelShape, budget: float) -> int:
     _require_whole_group(shape)
-    return max(1, round((growth_factor - 1.0) * shape.params / (shape.group * shape.block_params)))
+    return max(1, round(budget / (shape.group * shape.block_params)))
 
 
 def _require_whole_group(shape: ModelShape) -> None:
@@ -170,12 +188,13 @@ def _places(whole: int, groups: int, placement: Placement) -> list[int]:
     return [max(0, lowest + (j + 1) * (whole - lowest) // groups - 1) for j in range(groups)]
 
 
-def _plan_width(shape: ModelShape, growth_factor: float) -> GrowthPlan:
-    """The nearest multiple of the channel step to the factor, and more than before unless the factor is 1.0."""
-    step, ffn_after = channel_step(shape.ffn), shape.ffn
-    if growth_factor > 1.0:
-        wanted = shape.ffn + (growth_factor - 1.0) * shape.params / (shape.layers * shape.ffn_channel_params)
-        ffn_after = max(round(wanted / step), shape.ffn // step + 1) * step
+def _channels_of_budget(shape: ModelShape, budget: float) -> int:
+    step = channel_step(shape.ffn)
+    wanted = shape.ffn + budget / (shape.layers * shape.ffn_channel_params)
+    return max(round(wanted / step), shape.ffn // step + 1) * step
+
+
+def _plan_width(shape: ModelShape, ffn_after: int) -> GrowthPlan:
     added = shape.layers * (ffn_after - shape.ffn) * shape.ffn_channel_params
     return GrowthPlan(
         axis="width",
@@ -186,3 +205,7 @@ def _plan_width(shape: ModelShape, growth_factor: float) -> GrowthPlan:
         params_before=shape.params,
         params_after=shape.params + added,
     )
+
+
+def _with_own_head(plan: GrowthPlan, shape: ModelShape) -> GrowthPlan:
+    return msgspec.structs.replace(plan, own_head=True, params_after=plan.params_after + shape.head_params)

@@ -40,6 +40,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     growth_axis: Literal["depth", "width"] = "depth"
     growth_placement: Literal["diagnosed", "upper", "even"] = "diagnosed"
     train_scope: Literal["new", "all"] = "new"
+    own_head: bool | None = False
     old_lr_scale: Share = 0.2
     replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
     retain: Share = 0.0
@@ -86,7 +87,8 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def settle(hyperparams: Hyperparams, said: Collection[str]) -> tuple[Hyperparams, dict[str, str]]:
     """(settings that fit each other, what contradicts: its name and why). `said` names what was not left to a default.
 
-    At growth_factor 1.0 nothing is new, so that all of it trains.
+    At growth_factor 1.0 nothing is new, so that all of it trains. Where everything trains, a tied head learns without
+    being asked for one of its own.
     """
     faults = {}
     if hyperparams.layers_added is not None:
@@ -97,7 +99,11 @@ def settle(hyperparams: Hyperparams, said: Collection[str]) -> tuple[Hyperparams
     elif hyperparams.growth_factor == 1.0:
         if "train_scope" in said and hyperparams.train_scope == "new":
             faults["train_scope"] = "nothing is new at growth_factor 1.0; choose 'all'"
+        if hyperparams.own_head:
+            faults["own_head"] = "is new, and growth_factor 1.0 adds nothing"
         hyperparams = msgspec.structs.replace(hyperparams, train_scope="all")
+    if hyperparams.train_scope == "all" and hyperparams.own_head is None:
+        hyperparams = msgspec.structs.replace(hyperparams, own_head=False)
     return hyperparams, faults
 
 

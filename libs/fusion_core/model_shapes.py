@@ -56,8 +56,13 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         return attention + ffn + norms + self.ssm_params
 
     @property
+    def head_params(self) -> int:
+        """Parameters of the output head, which is the embedding itself where it is tied to it."""
+        return self.vocab * self.hidden
+
+    @property
     def params(self) -> int:
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        embeddings = self.head_params * (1 if self.tied else 2)
         return embeddings + self.layers * self.block_params + self.hidden
 
 

@@ -6,6 +6,7 @@ The numbers of each family, which need no tensors, are in fusion_core.model_shap
 import re
 from dataclasses import dataclass
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in every family
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 

@@ -16,6 +16,7 @@ from fusion_engine.progress import Progress
 from fusion_engine.rehearsal import rehearsing_loss_of_adapters
 from fusion_engine.reporter import Reporter
 from fusion_engine.run_directory import EXPORT_FOLDER, TOKENS_FOLDER
+from fusion_engine.sharding import wants_shards
 from fusion_engine.summary import measure, training_summary
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.training_curve import add_curve
@@ -46,7 +47,7 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
         model=model,
         parameters=parameters,
         rows=data.training,
-        loss_of=rehearsing_loss_of_adapters(run, model),
+        loss_of=rehearsing_loss_of_adapters(run, model, sharded=wants_shards(accelerator)),
         measure=lambda model: measure(model, data, accelerator),
         identity=identity,
     )

@@ -18,6 +18,7 @@ from fusion_core.growth_plan import GrowthPlan
 from transformers import AutoConfig
 
 from fusion_engine.base_folder import BaseFolder
+from fusion_engine.families import EMBEDDING, HEAD
 from fusion_engine.files import complete_or_absent
 from fusion_engine.finite_tensor import FiniteTensor
 from fusion_engine.joined_tensors import CopiedRows, JoinedTensor
@@ -99,6 +100,8 @@ def grown_tensors(base: BaseFolder, plan: GrowthPlan) -> Mapping[str, TensorSour
                 tensors[name] = ZeroTensor(tensor.dtype, tensor.shape)
             else:
                 tensors[name] = tensor.unchecked  # its original, which is always there too, is looked at
+    if plan.own_head:
+        tensors[HEAD] = base.tensors[EMBEDDING]
     return tensors
 
 
@@ -124,7 +127,7 @@ def grown_config(base: BaseFolder, plan: GrowthPlan) -> dict[str, Any]:
     Lists of one entry a block take each new entry from its source block. A list that the base leaves to its config
     class is written out, because the class would count it afresh from the new number of blocks.
     """
-    config = dict(base.config)
+    config = dict(base.config) | ({"tie_word_embeddings": False} if plan.own_head else {})
     if plan.axis == "width":
         return config | {"intermediate_size": plan.ffn_after}
     if not plan.new_after:

@@ -66,6 +66,8 @@ class CardFacts(msgspec.Struct, frozen=True, kw_only=True):
 def growth_change(plan: GrowthPlan) -> str:
     """The change that `plan` makes, as one clause."""
     sizes = f"({plan.params_before:,} to {plan.params_after:,} parameters)"
+    if plan.own_head:
+        sizes = f"with an output head of its own {sizes}"
     if plan.axis == "width":
         return f"grown in width from {plan.ffn_before:,} to {plan.ffn_after:,} FFN channels {sizes}"
     if plan.new_after:

@@ -48,12 +48,18 @@ def plan_of(
     layers_added: int | None = None,
     axis: Axis = "depth",
     placement: Placement = "upper",
+    own_head: bool | None = False,
 ) -> GrowthPlan:
     """`plan_growth` of a config that may be wrong. Raises RejectedError for a bad config or an impossible request."""
     read_shape(config)
     try:
         return plan_growth(
-            config, growth_factor=growth_factor, layers_added=layers_added, axis=axis, placement=placement
+            config,
+            growth_factor=growth_factor,
+            layers_added=layers_added,
+            axis=axis,
+            placement=placement,
+            own_head=own_head,
         )
     except ValueError as error:
         raise RejectedError("validation_failed", str(error)) from error

@@ -20,7 +20,13 @@ from fusion_engine.trainable import Trainable
 
 
 def rehearsing_loss(
-    run: TrainRun, base: BaseFolder, grown: Trainable, frozen_dtype: torch.dtype, device: torch.device
+    run: TrainRun,
+    base: BaseFolder,
+    grown: Trainable,
+    frozen_dtype: torch.dtype,
+    device: torch.device,
+    *,
+    sharded: bool = False,
 ) -> LossFunction:
     """The loss of a training job: self-distillation on the rows of its pool, if it has one and rehearses."""
     if not run.pool_files or run.hyperparams.replay_fraction == 0.0:
@@ -28,12 +34,12 @@ def rehearsing_loss(
     if run.hyperparams.train_scope == "new" and run.growth_plan.axis == "depth":
         stack = grown.model.get_decoder().layers
         blocks = PassedBlocks(stack[number] for number in new_blocks(run.growth_plan))
-        return self_distillation_loss(base_inside(blocks.passed))
+        return self_distillation_loss(base_inside(blocks.passed, own_head=run.growth_plan.own_head), in_step=sharded)
     return self_distillation_loss(base_beside(load_model(base.path, frozen_dtype).to(device)))
 
 
-def rehearsing_loss_of_adapters(run: FinetuneRun, model: Any) -> LossFunction:
+def rehearsing_loss_of_adapters(run: FinetuneRun, model: Any, *, sharded: bool = False) -> LossFunction:
     """The loss of a fine-tuning job, whose base is the model with its adapters off."""
     if not run.pool_files or run.hyperparams.replay_fraction == 0.0:
         return next_token_loss
-    return self_distillation_loss(base_inside(lambda: adapters_off(model)))
+    return self_distillation_loss(base_inside(lambda: adapters_off(model)), in_step=sharded)

@@ -137,7 +137,7 @@ def _train_job(run_dir: Path, run: TrainRun, accelerator: Accelerator, reporter:
         parameters=grown.parameters,
         rate_scales=grown.rate_scales,
         rows=data.training,
-        loss_of=rehearsing_loss(run, base, grown, frozen_dtype, accelerator.device),
+        loss_of=rehearsing_loss(run, base, grown, frozen_dtype, accelerator.device, sharded=wants_shards(accelerator)),
         measure=lambda model: measure(model, data, accelerator),
         identity=identity,
     )

@@ -11,6 +11,7 @@ is the same share of the gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,17 +25,22 @@ from fusion_engine.objective import LossFunction, next_token_loss
 Teacher = Callable[[Any, dict[str, Tensor]], tuple[Tensor, Head]]
 
 
-def self_distillation_loss(teacher: Teacher) -> LossFunction:
-    """Cross entropy on the customer's rows and KL to `teacher` on those that were sampled from the base."""
+def self_distillation_loss(teacher: Teacher, *, in_step: bool = False) -> LossFunction:
+    """Cross entropy on the customer's rows and KL to `teacher` on those that were sampled from the base.
+
+    `in_step`: every process asks the teacher in every micro-batch, for a row in vain where it has none to rehearse.
+    Processes that share a sharded model must call it equally often.
+    """
 
     def loss_of(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         rehearsed, own = batch.rehearsed.nonzero().flatten(), (~batch.rehearsed).nonzero().flatten()
-        if not len(rehearsed):
+        if not len(rehearsed) and not in_step:
             return next_token_loss(model, batch)
         hidden, head = last_hidden(model, **batch.inputs), head_of(model)
+        taught = rehearsed if len(rehearsed) else own[:1]
         with torch.no_grad():
-            wanted, teacher_head = teacher(model, {name: rows[rehearsed] for name, rows in batch.inputs.items()})
-        labels = batch.labels
+            wanted, teacher_head = teacher(model, {name: rows[taught] for name, rows in batch.inputs.items()})
+        labels, wanted = batch.labels, wanted[: len(rehearsed)]
         loss, targets = chunked_kl(hidden[rehearsed], wanted, head, labels[rehearsed], teacher_head=teacher_head)
         if len(own):
             own_loss, own_targets = chunked_cross_entropy(hidden[own], head, labels[own])
@@ -44,12 +50,18 @@ def self_distillation_loss(teacher: Teacher) -> LossFunction:
     return loss_of
 
 
-def base_inside(without_new: Callable[[], AbstractContextManager[None]]) -> Teacher:
-    """The base within the model that learns: inside `without_new()` the model computes what the base computes."""
+def base_inside(without_new: Callable[[], AbstractContextManager[None]], *, own_head: bool = False) -> Teacher:
+    """The base within the model that learns: inside `without_new()` the model computes what the base computes.
+
+    With `own_head` the learner was given a head that the base does not have: the base reads with its embedding.
+    """
 
     def teach(learner: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+        head = head_of(learner)
+        if own_head:
+            head = replace(head, weight=learner.get_input_embeddings().weight)
         with without_new():
-            return last_hidden(learner, **inputs), head_of(learner)
+            return last_hidden(learner, **inputs), head
 
     return teach
 

@@ -11,9 +11,11 @@ from fusion_core.job_spec import Hyperparams
 
 from fusion_engine.base_folder import load_model
 from fusion_engine.checkpoint import Parameters
-from fusion_engine.families import Family
+from fusion_engine.families import HEAD, Family
 from fusion_engine.ffn_branches import is_spare_bias, split_ffns, whole_name
 from fusion_engine.grow import new_blocks
+
+HEAD_LR_SCALE = 0.25  # it does not begin silent, so it can be broken; a tenth learns less, measured in docs/results.md
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,20 @@ def load_grown(
 
     `train_scope` new: only what the plan added learns; the rest is frozen and kept once, in `frozen_dtype`. Autograd
     then records nothing below the first new block, so the backward pass ends there. `train_scope` all: everything
-    learns, old weights at `old_lr_scale` of the rate, or at the whole rate where nothing was added. Widened FFNs are
-    two branches, so that new channels are parameters of their own; the export joins them again.
+    learns, old weights at `old_lr_scale` of the rate, or at the whole rate where nothing was added. A head of its own
+    is new and learns at HEAD_LR_SCALE of the rate. Widened FFNs are two branches, so that new channels are parameters
+    of their own; the export joins them again.
     """
     model = load_model(folder)  # as stored, so that what learns starts from every bit there is
     if plan.ffn_after > plan.ffn_before:
         split_ffns(model, family, plan.ffn_before)
     new = _is_new(plan, family)
     if hyperparams.train_scope == "new":
-        return Trainable(model, _freeze(model, new, frozen_dtype), {})
+        return Trainable(model, _freeze(model, new, frozen_dtype), {HEAD: HEAD_LR_SCALE} if plan.own_head else {})
     parameters = _freeze(model, lambda name: not is_spare_bias(name, family), frozen_dtype)
     old = [name for name in parameters if not new(name)] if plan.params_added else []
-    return Trainable(model, parameters, dict.fromkeys(old, hyperparams.old_lr_scale))
+    scales = dict.fromkeys(old, hyperparams.old_lr_scale) | ({HEAD: HEAD_LR_SCALE} if plan.own_head else {})
+    return Trainable(model, parameters, scales)
 
 
 def load_frozen(folder: Path, learns: Callable[[str], bool], frozen_dtype: torch.dtype) -> tuple[Any, Parameters]:
@@ -70,7 +74,7 @@ def _is_new(plan: GrowthPlan, family: Family) -> Callable[[str], bool]:
     def new(name: str) -> bool:
         place = family.split(name)
         if place is None:
-            return False
+            return plan.own_head and name == HEAD
         _, branch = whole_name(name, family)
         return place[0] in blocks or (branch == "new" and not is_spare_bias(name, family))
 

@@ -80,7 +80,11 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
             "lease_epoch": 1,
             "hyperparams": hyperparams,
             "growth_plan": plan_growth(
-                config, growth_factor=hyperparams.growth_factor, axis=hyperparams.growth_axis, placement="even"
+                config,
+                growth_factor=hyperparams.growth_factor,
+                axis=hyperparams.growth_axis,
+                placement="even",
+                own_head=hyperparams.own_head,
             ),
             "base_dir": str(base),
             "train_shards": (write_rows(folder / "train.jsonl", rows(120)),),
@@ -93,6 +97,14 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    """A pool of 40 lines, of which four are held out."""
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps({"ids": [(7 * i + j) % 20 + 1 for j in range(16)]}) + "\n" for i in range(40)))
+    return str(path)
 
 
 @pytest.fixture

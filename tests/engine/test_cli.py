@@ -23,6 +23,7 @@ def test_plan_prints_the_exact_plan(tiny_base: Path, capsys: pytest.CaptureFixtu
     arguments = ("plan", str(tiny_base), "--layers-added", "2", "--placement", "even")
     assert decode(printed(capsys, *arguments, "--json"), type=GrowthPlan) == expected
     assert f"{expected.params_before:,} -> {expected.params_after:,}" in printed(capsys, *arguments)
+    assert "new head    a copy of the embedding" in printed(capsys, *arguments, "--own-head")
 
 
 def test_inspect_names_family_and_growth(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """Perplexities are those of plain transformers, leave no trace, and reach the result with a curve and its plot."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -94,14 +93,6 @@ def test_every_rank_computes_as_many_batches_and_they_add_up(family_maker: Calla
     loss, tokens = torch.stack([rank.sums for rank in ranks]).sum(0).tolist()
     assert tokens == 4 * 4096
     assert math.exp(loss / tokens) == pytest.approx(perplexity(model, held, Accelerator(cpu=True))[0])
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> str:
-    """A pool of 40 lines, of which four are held out."""
-    path = tmp_path / "pool.jsonl"
-    path.write_text("".join(json.dumps({"ids": [(7 * i + j) % 20 + 1 for j in range(16)]}) + "\n" for i in range(40)))
-    return str(path)
 
 
 def test_a_result_tells_what_was_learned_and_what_was_kept(make_run: MakeRun, pool: str) -> None:

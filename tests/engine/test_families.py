@@ -51,6 +51,22 @@ def test_growth_changes_nothing(base: Path, tmp_path: Path, axis: Axis, growth_f
     assert greedy(base) == greedy(tmp_path / "grown")
 
 
+@pytest.mark.parametrize("request_", [{"growth_factor": 1.9}, {"layers_added": 6}, {"axis": "width"}])
+def test_a_head_of_its_own_changes_nothing_and_is_counted(base: Path, tmp_path: Path, request_: dict[str, Any]) -> None:
+    plan = grown(base, tmp_path / "grown", own_head=True, **request_)
+    assert plan.own_head is json.loads((base / "config.json").read_text())["tie_word_embeddings"]
+    assert check_growth(base, tmp_path / "grown", PROMPTS, CPU) == 0.0
+    model = load_model(tmp_path / "grown")
+    assert model.num_parameters() == plan.params_after
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "saved")
+    assert check_growth(base, tmp_path / "saved", PROMPTS, CPU) == 0.0
+    assert greedy(base) == greedy(tmp_path / "grown")
+    again = grown(tmp_path / "grown", tmp_path / "twice", own_head=True)
+    assert (again.own_head, again.params_before) == (False, plan.params_after)
+    assert check_growth(base, tmp_path / "twice", PROMPTS, CPU) == 0.0
+
+
 def test_width_is_exact_where_kernels_sum_in_another_order(tmp_path: Path) -> None:
     """MKL cuts a sum over 304 channels in two and one over 176 not: the plain forward differs by rounding."""
     folder = make_family_model(tmp_path / "base", "falcon_h1-gated", hidden_size=128, intermediate_size=176)

@@ -85,6 +85,8 @@ def test_names_of_customers_stay_on_their_line(tmp_path: Path) -> None:
 def test_the_clause_of_each_growth() -> None:
     assert growth_change(plan_growth(CONFIG, layers_added=2)).startswith("grown in depth from 8 to 10 layers (")
     assert "from 11,008 to " in growth_change(plan_growth(CONFIG, axis="width"))
+    tied = plan_growth(CONFIG | {"tie_word_embeddings": True}, layers_added=2, own_head=True)
+    assert growth_change(tied).startswith("grown in depth from 8 to 10 layers with an output head of its own (")
     assert growth_change(plan_growth(CONFIG, growth_factor=1.0)).startswith("trained further without growth (")
 
 

@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine_runs import HYPERPARAMS, MakeRun, exported, last_checkpoint, of_type, outcome
+from fusion_core.job_spec import Hyperparams
 from fusion_engine.run import execute
 from msgspec.structs import replace
 from safetensors.torch import load_file
@@ -25,17 +27,24 @@ def attempt(run_dir: Path, **environment: str) -> subprocess.CompletedProcess[st
     return launch("-m", "fusion_engine", str(run_dir), **environment)
 
 
-@pytest.mark.parametrize("scope", ["new", "all"])
-def test_two_processes_train_one_model_and_resume_to_the_same_bytes(make_run: MakeRun, scope: str) -> None:
-    settings = replace(HYPERPARAMS, train_scope=scope)
-    whole, killed = (make_run(name, hyperparams=settings, num_processes=2) for name in ("whole", "killed"))
+SETTINGS = [replace(HYPERPARAMS, train_scope=scope) for scope in ("new", "all")]
+SETTINGS.append(replace(HYPERPARAMS, growth_factor=2.0, own_head=True))
+SETTINGS_NAMES = ["new", "all", "own-head"]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=SETTINGS_NAMES)
+def test_two_processes_train_one_model_and_resume_to_the_same_bytes(
+    make_run: MakeRun, pool: str, settings: Hyperparams
+) -> None:
+    fields: dict[str, Any] = {"hyperparams": settings, "num_processes": 2, "pool_files": (pool,)}
+    whole, killed = (make_run(name, **fields) for name in ("whole", "killed"))
     finished = attempt(whole)
     assert finished.returncode == 0, finished.stderr
     result = outcome(whole).result
     assert result["reproducibility"]["world_size"] == 2
     assert result["perplexity_after"] < result["perplexity_before"]
     assert attempt(killed, FUSION_FAILPOINT="step:7").returncode != 0
-    resumed = make_run("resumed", hyperparams=settings, num_processes=2, checkpoint_dir=last_checkpoint(killed))
+    resumed = make_run("resumed", checkpoint_dir=last_checkpoint(killed), **fields)
     finished = attempt(resumed)
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(whole)
@@ -78,13 +87,13 @@ def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun) -> None:
     assert outcome(run_dir).result["perplexity_after"] < outcome(run_dir).result["perplexity_before"]
 
 
-@pytest.mark.parametrize("scope", ["new", "all"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=SETTINGS_NAMES)
 def test_shards_of_fsdp2_train_the_same_model_and_resume_to_the_same_bytes(
-    make_run: MakeRun, tmp_path: Path, scope: str
+    make_run: MakeRun, pool: str, settings: Hyperparams
 ) -> None:
-    settings = replace(HYPERPARAMS, train_scope=scope)
+    fields: dict[str, Any] = {"hyperparams": settings, "num_processes": 2, "pool_files": (pool,)}
     names = ("replicated", "sharded", "killed")
-    replicated, sharded, killed = (make_run(name, hyperparams=settings, num_processes=2) for name in names)
+    replicated, sharded, killed = (make_run(name, **fields) for name in names)
     program = str(Path(__file__).with_name("sharded_attempt.py"))
     assert attempt(replicated).returncode == 0
     finished = launch(program, str(sharded), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
@@ -96,7 +105,7 @@ def test_shards_of_fsdp2_train_the_same_model_and_resume_to_the_same_bytes(
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=2e-4)
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     assert attempt(killed, FUSION_FAILPOINT="step:7", **fsdp).returncode != 0
-    resumed = make_run("resumed", hyperparams=settings, num_processes=2, checkpoint_dir=last_checkpoint(killed))
+    resumed = make_run("resumed", checkpoint_dir=last_checkpoint(killed), **fields)
     finished = attempt(resumed, **fsdp)
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(sharded)

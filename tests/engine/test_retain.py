@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 SHORT = replace(HYPERPARAMS, turns=1, steps_per_cycle=2)
 WIDE = replace(SHORT, growth_axis="width")
-SCOPES = [SHORT, replace(SHORT, train_scope="all"), WIDE, replace(WIDE, train_scope="all")]
+OWN_HEAD = replace(SHORT, growth_factor=2.0, own_head=True)
+SCOPES = [SHORT, replace(SHORT, train_scope="all"), WIDE, replace(WIDE, train_scope="all"), OWN_HEAD]
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all", "wide-new", "wide-all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all", "wide-new", "wide-all", "own-head"])
 def test_weights_are_exported_part_of_the_way_back(make_run: MakeRun, settings: Hyperparams) -> None:
     folders = {}
     for share in (0.0, 0.5, 1.0):

@@ -26,7 +26,8 @@ from msgspec.structs import replace
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 SETTINGS = replace(HYPERPARAMS, replay_fraction=0.5)
-SCOPES = [SETTINGS, replace(SETTINGS, train_scope="all")]
+SCOPES = [SETTINGS, replace(SETTINGS, train_scope="all"), replace(SETTINGS, own_head=True)]
+SCOPE_NAMES = ["new", "all", "own-head"]
 
 
 def batch_of(rehearsed: list[bool], vocabulary: int = 30) -> Batch:
@@ -36,7 +37,7 @@ def batch_of(rehearsed: list[bool], vocabulary: int = 30) -> Batch:
 
 
 def grown_of(base: Path, folder: Path, settings: Hyperparams) -> tuple[BaseFolder, GrowthPlan, Trainable]:
-    plan = plan_growth(json.loads((base / "config.json").read_text()))
+    plan = plan_growth(json.loads((base / "config.json").read_text()), own_head=settings.own_head)
     opened = open_base(base, plan)
     grow(opened, plan, folder)
     return opened, plan, load_grown(folder, plan, settings, opened.family, FP32)
@@ -54,7 +55,7 @@ def run_of(plan: GrowthPlan, settings: Hyperparams, pool: tuple[str, ...] = ("a 
     return TrainRun(job_id="0190", lease_epoch=1, base_dir="", hyperparams=settings, growth_plan=plan, pool_files=pool)
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=SCOPE_NAMES)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "falcon_h1"])
 def test_the_loss_is_the_divergence_from_the_base_and_the_cross_entropy_of_other_rows(
     family: str, settings: Hyperparams, family_maker: Callable[..., Any], tmp_path: Path
@@ -76,7 +77,7 @@ def test_the_loss_is_the_divergence_from_the_base_and_the_cross_entropy_of_other
     assert int(targets) == batch.labels.numel()
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=SCOPE_NAMES)
 def test_before_training_the_base_has_nothing_to_correct(
     settings: Hyperparams, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +104,7 @@ def pool(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     return (str(path),)
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=SCOPE_NAMES)
 def test_a_killed_job_resumes_to_the_same_bytes(
     make_run: MakeRun, pool: tuple[str, ...], settings: Hyperparams
 ) -> None:
@@ -116,7 +117,7 @@ def test_a_killed_job_resumes_to_the_same_bytes(
     assert exported(resumed) == exported(whole)
 
 
-@pytest.mark.parametrize("settings", SCOPES, ids=["new", "all"])
+@pytest.mark.parametrize("settings", SCOPES, ids=SCOPE_NAMES)
 def test_rehearsal_keeps_the_model_near_its_base(
     make_run: MakeRun, tiny_base: Path, pool: tuple[str, ...], settings: Hyperparams
 ) -> None:

@@ -29,6 +29,11 @@ def add_growth_options(parser: argparse.ArgumentParser) -> None:
         default="upper",
         help="new layers over the upper half of the stack, or over all of it (%(default)s)",
     )
+    parser.add_argument(
+        "--own-head",
+        action=argparse.BooleanOptionalAction,
+        help="a head of its own for a model whose head is its embedding, paid out of the factor (no)",
+    )
 
 
 def plan_from(config: dict[str, Any], arguments: argparse.Namespace) -> GrowthPlan:
@@ -39,6 +44,7 @@ def plan_from(config: dict[str, Any], arguments: argparse.Namespace) -> GrowthPl
         layers_added=arguments.layers_added,
         axis=arguments.axis,
         placement=arguments.placement,
+        own_head=bool(arguments.own_head),
     )
 
 
@@ -56,6 +62,8 @@ def describe(shape: ModelShape, plan: GrowthPlan) -> str:
     ]
     if shape.ssm_state:
         lines.append(f"SSM state   {before.state_per_sequence:,} -> {after.state_per_sequence:,} bytes a sequence")
+    if plan.own_head:
+        lines.append("new head    a copy of the embedding that the head was tied to")
     if plan.new_after:
         lines.append(f"new layers  after the old layers {', '.join(str(number) for number in plan.new_after)}")
     return "\n".join(lines)

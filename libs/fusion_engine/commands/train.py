@@ -77,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         layers_added=hyperparams.layers_added,
         axis=hyperparams.growth_axis,
         placement="even" if hyperparams.growth_placement == "even" else "upper",
+        own_head=hyperparams.own_head,
     )
     check_seq_len(config, hyperparams.seq_len)
     given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]

@@ -193,6 +193,7 @@ def _growth(found: FoundModel, hyperparams: Hyperparams) -> GrowthPlan:
             layers_added=hyperparams.layers_added,
             axis=hyperparams.growth_axis,
             placement="even" if hyperparams.growth_placement == "even" else "upper",
+            own_head=hyperparams.own_head,
         )
 
 

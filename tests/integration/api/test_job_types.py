@@ -76,9 +76,9 @@ async def test_no_growth_is_further_training_of_all_weights_without_a_growth_fee
     assert job["params_before"] == job["params_after"]
     assert job["hyperparams"]["train_scope"] == "all"
     assert "growth" not in lines(job)
-    both = {"growth_factor": 1.0, "train_scope": "new"}
-    body = await customer.job_body(base_model_id, hyperparams=both)
-    assert set(await refusals(customer, problem, body)) == {"/hyperparams/train_scope"}
+    for setting, value in (("train_scope", "new"), ("own_head", True)):
+        body = await customer.job_body(base_model_id, hyperparams={"growth_factor": 1.0, setting: value})
+        assert set(await refusals(customer, problem, body)) == {f"/hyperparams/{setting}"}
 
 
 async def test_a_growth_factor_beside_layers_added_is_refused(

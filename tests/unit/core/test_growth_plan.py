@@ -39,6 +39,43 @@ def test_the_plan_adds_whole_blocks_nearest_to_the_factor(base: dict[str, Any], 
     assert distance <= shape.block_params / 2 + 1e-6 * shape.params or added == 1
 
 
+@given(configs, factors, st.sampled_from(["depth", "width"]))
+def test_a_head_of_its_own_is_paid_out_of_the_factor(base: dict[str, Any], factor: float, axis: Any) -> None:
+    shape = shape_of(base)
+    if factor == 1.0:
+        with pytest.raises(ValueError, match="own_head adds parameters and growth_factor"):
+            plan_growth(base, growth_factor=factor, axis=axis, own_head=True)
+        return
+    plan = plan_growth(base, growth_factor=factor, axis=axis, own_head=True)
+    assert plan.own_head is shape.tied
+    head = shape.head_params if shape.tied else 0
+    channels = plan.ffn_after - plan.ffn_before
+    blocks_params = len(plan.new_after) * shape.block_params + channels * shape.layers * shape.ffn_channel_params
+    assert plan.params_added == head + blocks_params > head
+    step = shape.block_params if axis == "depth" else 8 * shape.layers * shape.ffn_channel_params
+    least = len(plan.new_after) == 1 or channels == 8
+    assert abs(plan.params_added - (factor - 1) * shape.params) <= step / 2 + 1e-6 * shape.params or least
+
+
+@given(configs, factors)
+def test_a_tied_model_gets_a_head_where_the_factor_pays_for_it_and_a_block(base: dict[str, Any], factor: float) -> None:
+    shape = shape_of(base)
+    plan = plan_growth(base, growth_factor=factor, own_head=None)
+    pays = (factor - 1.0) * shape.params >= shape.head_params + shape.block_params
+    assert plan.own_head is (shape.tied and pays)
+    assert plan == plan_growth(base, growth_factor=factor, own_head=pays)
+    for request in ({"layers_added": 1}, {"axis": "width", "growth_factor": factor}):
+        assert plan_growth(base, **request, own_head=None) == plan_growth(base, **request, own_head=False)
+
+
+def test_a_head_beside_explicit_layers_comes_on_top() -> None:
+    tied = config(tied=True)
+    with_head, without = (plan_growth(tied, layers_added=2, own_head=wanted) for wanted in (True, False))
+    assert with_head.params_after - without.params_after == shape_of(tied).head_params
+    assert with_head.new_after == without.new_after
+    assert place(with_head, [0, 0]).own_head
+
+
 @given(configs, factors)
 def test_the_layout_holds_every_old_block_in_order_and_each_copy_above_its_source(
     base: dict[str, Any], factor: float
@@ -117,6 +154,7 @@ FALCON_H1 = {
 def test_the_default_growth_of_falcon_h1() -> None:
     plan = plan_growth(FALCON_H1)
     assert (plan.params_before, plan.params_after) == (1_554_863_488, 2_358_877_168)
+    assert plan_growth(FALCON_H1, own_head=None) == plan_growth(FALCON_H1, own_head=True) == plan
     assert (plan.layers_before, plan.layers_after) == (24, 39)
     assert min(plan.new_after) >= 11
 

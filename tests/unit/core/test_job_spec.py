@@ -72,3 +72,9 @@ def test_settings_that_contradict_are_named_and_no_growth_trains_everything():
     assert settle(Hyperparams(layers_added=2), {"growth_factor"})[1].keys() == {"layers_added"}
     assert settle(Hyperparams(layers_added=2, growth_axis="width"), ())[1].keys() == {"layers_added"}
     assert settle(Hyperparams(layers_added=2), {"layers_added"})[1] == {}
+    assert settle(Hyperparams(growth_factor=1.0, own_head=True), {"own_head"})[1].keys() == {"own_head"}
+
+
+def test_a_head_that_learns_anyway_gets_no_own_one_unless_asked_for():
+    for asked, scope, settled in ((None, "all", False), (True, "all", True), (None, "new", None)):
+        assert settle(Hyperparams(train_scope=scope, own_head=asked), ())[0].own_head is settled
