@@ -1,5 +1,6 @@
 """Alert rules and the dashboard ask for metrics and labels that exist, and every alert has its runbook."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -149,6 +150,51 @@ def test_every_endpoint_and_command_that_a_runbook_names_exists() -> None:
     groups = {group.name for group in admin_cli.registered_groups}
     commands = {one.name or str(getattr(one.callback, "__name__", "")) for one in admin_cli.registered_commands}
     assert set(re.findall(r"fusion-admin ([a-z][a-z-]*)", OPERATIONS)) - commands - groups == set()
+
+
+# Loops of the services that turn for as long as their process or attempt, and the alert that tells when one does not.
+WATCHED = {
+    "fusion_orchestrator/service.py:_forever": "FusionLoopStopped",
+    "fusion_orchestrator/doorbell.py:listen": "FusionDoorbellDeaf",
+    "fusion_orchestrator/doorbell.py:_listen_on": "FusionDoorbellDeaf",
+    "fusion_orchestrator/webhooks/tasks.py:run": "FusionWebhookBacklogOld",
+    "fusion_api/event_hub.py:_watch": "FusionApiLoopStopped",
+    "fusion_worker/daemon.py:_serve": "FusionQueueNotMoving",
+    "fusion_worker/daemon.py:_report_for_ever": "FusionWorkerLoopStopped",
+    "fusion_worker/doorbell.py:run": "FusionQueueNotMoving",
+    "fusion_worker/heartbeat.py:run": "FusionLeasesOverdue",
+    "fusion_worker/uploads.py:run": "FusionCheckpointTooOld",
+    "fusion_worker/events_pump.py:run": "FusionCheckpointTooOld",
+    "fusion_worker/follower.py:run": "FusionWorkerLoopStopped",
+    "fusion_worker/follower.py:_mark_for_ever": "FusionWorkerLoopStopped",
+}
+# They end with the call, stream or connection that they serve; a follower that is silent ends its attempt at the leader.
+BOUNDED = {
+    "fusion_api/job_events.py:_stream",
+    "fusion_worker/retry.py:with_postgres",
+    "fusion_worker/group.py:listen",
+    "fusion_worker/group_link.py:receive",
+    "fusion_worker/group_link.py:_beat_for_ever",
+    "fusion_worker/follower.py:_serve",
+}
+
+
+def test_every_loop_that_must_turn_has_an_alert_for_when_it_does_not() -> None:
+    found = {
+        f"{path.relative_to(service)}:{function.name}"
+        for service in (ROOT / "services").iterdir()
+        for path in service.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.AsyncFunctionDef) and any(endless(node) for node in ast.walk(function))
+    }
+    assert found == WATCHED.keys() | BOUNDED
+    assert set(WATCHED.values()) - {rule["alert"] for rule in rules()} == set()
+
+
+def endless(node: ast.AST) -> bool:
+    """`while True` and `while not ...` with a wait in them; other loops end with what they go through."""
+    waits = isinstance(node, ast.While) and any(isinstance(inner, ast.Await) for inner in ast.walk(node))
+    return waits and isinstance(node.test, ast.Constant | ast.UnaryOp)
 
 
 def nameless(path: str) -> str:

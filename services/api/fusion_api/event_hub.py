@@ -6,6 +6,7 @@ whole server until its commit is on disk, so that every worker's events would wa
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self, TypeVar
@@ -38,6 +39,8 @@ class EventHub:
         self._reads: dict[Any, asyncio.Task[Any]] = {}
         self.closing = False
         self._task: asyncio.Task[None] | None = None
+        self.looked_at = time.time()
+        """When the loop last turned with Postgres in sight, in Unix time."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._watch())
@@ -109,6 +112,7 @@ class EventHub:
                         if self._bells:
                             await self._poll_keys(connection)
                             await self._poll(connection)
+                        self.looked_at = time.time()
                         await asyncio.sleep(POLL_S)
                 finally:
                     connection.terminate()

@@ -27,6 +27,11 @@ class Metrics:
         )
         self.problems = Counter("fusion_api_problems", "Answers that are problems", ["code"], registry=self.registry)
         self.streams = Gauge("fusion_api_event_streams", "Open streams of a job's events", registry=self.registry)
+        self.event_loop = Gauge(
+            "fusion_api_event_loop_timestamp_seconds",
+            "When it last looked for events",
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "fusion_api_database_connections", "Connections to Postgres", ["state"], registry=self.registry
         )
@@ -44,6 +49,7 @@ class Metrics:
     def watch(self, pool: Pool, hub: EventHub) -> None:
         """Ask these at each scrape."""
         self.streams.set_function(lambda: hub.streams)
+        self.event_loop.set_function(lambda: hub.looked_at)
         self.connections.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
         self.connections.labels("idle").set_function(pool.get_idle_size)
         self.connections_limit.set(pool.get_max_size())

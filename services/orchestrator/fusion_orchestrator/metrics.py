@@ -101,9 +101,17 @@ class Metrics:
         )
         self.loop_errors = self._counter("fusion_loop_errors", "Passes of a loop that ended in an error", ["loop"])
         self.last_pass = self._gauge("fusion_loop_last_pass_timestamp_seconds", "When a loop last succeeded", ["loop"])
+        self.overdue_after = self._gauge(
+            "fusion_loop_overdue_after_seconds", "A loop that has not passed for so long stands still", ["loop"]
+        )
         self.sweep_seconds = Histogram(
             "fusion_sweep_duration_seconds", "One reclaim sweep", buckets=SWEEP_BUCKETS_S, registry=self.registry
         )
+
+    def begin_loop(self, name: str, *, overdue_after_s: float) -> None:
+        """From its beginning on, so that a loop which never ends a pass is noticed, too."""
+        self.last_pass.labels(name).set_to_current_time()
+        self.overdue_after.labels(name).set(overdue_after_s)
 
     def admin_answered(self, answer: Answered) -> None:
         """Count one request to the admin port."""

@@ -25,6 +25,7 @@ _PRUNE_DEADLINE_S = 6 * 3600.0
 _RETAIN_DEADLINE_S = 3600.0
 _DEADLINES_S = {"prune": _PRUNE_DEADLINE_S, "retention": _RETAIN_DEADLINE_S}
 _EXPIRE_EVERY_S = 60.0
+_OVERDUE_AFTER_S = 180.0  # without a pass, at least: a short outage is no loop that stands still
 _IDEMPOTENCY_KEY_HOURS = 48
 
 log = structlog.get_logger()
@@ -46,17 +47,22 @@ class Service:
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
+        sweep_s, retention_s, prune_s = (
+            self.settings.sweep_s,
+            self.settings.retention_every_s,
+            self.settings.prune_every_s,
+        )
         loops = {
             "listen": self._doorbell.listen(),
-            "ring": self._forever("ring", self._ring, self._doorbell.wait),
-            "sweep": self._forever("sweep", self._sweep, self._pause(self.settings.sweep_s)),
-            "webhooks": self._forever("webhooks", self._webhooks.dispatch, self._webhooks.wait),
+            "ring": self._forever("ring", self._ring, self._doorbell.wait, sweep_s),
+            "sweep": self._forever("sweep", self._sweep, self._pause(sweep_s), sweep_s),
+            "webhooks": self._forever("webhooks", self._webhooks.dispatch, self._webhooks.wait, sweep_s),
             "webhook_tasks": self._webhooks.run_tasks(),
-            "expire": self._forever("expire", self._expire, self._pause(_EXPIRE_EVERY_S)),
+            "expire": self._forever("expire", self._expire, self._pause(_EXPIRE_EVERY_S), _EXPIRE_EVERY_S),
             "retention": self._forever(
-                "retention", self._retain, self._pause(self.settings.retention_every_s), wait_first=True
+                "retention", self._retain, self._pause(retention_s), retention_s, wait_first=True
             ),
-            "prune": self._forever("prune", self._prune, self.prune_wake.wait, wait_first=True),
+            "prune": self._forever("prune", self._prune, self.prune_wake.wait, prune_s, wait_first=True),
         }
         self.tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
@@ -122,14 +128,18 @@ class Service:
         name: str,
         one_pass: Callable[[], Awaitable[None]],
         wait: Callable[[], Awaitable[object]],
+        every_s: float,
         *,
         wait_first: bool = False,
     ) -> None:
+        """`every_s` is the longest pause between two passes."""
+        deadline_s = _DEADLINES_S.get(name, _PASS_DEADLINE_S)
+        self.metrics.begin_loop(name, overdue_after_s=max(_OVERDUE_AFTER_S, 2 * every_s + deadline_s))
         if wait_first:
             await wait()
         while True:
             try:
-                async with asyncio.timeout(_DEADLINES_S.get(name, _PASS_DEADLINE_S)):
+                async with asyncio.timeout(deadline_s):
                     await one_pass()
                 self.metrics.last_pass.labels(name).set_to_current_time()
             except DATABASE_AWAY as error:

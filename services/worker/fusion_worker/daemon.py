@@ -171,6 +171,7 @@ class Daemon:
         beat = 0
         while True:
             alive.mark(Path(self._settings.work_dir))
+            self.metrics.turned.set_to_current_time()
             if not registered:
                 registered = await self._register()
             elif not self._slot.busy or beat % BUSY_BEATS == 0:

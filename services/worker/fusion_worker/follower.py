@@ -62,7 +62,7 @@ class Follower:
             loop.add_signal_handler(number, self.leave)
         metrics = Metrics()
         metrics.serve(self._settings)
-        marks = asyncio.create_task(self._mark_for_ever())
+        marks = asyncio.create_task(self._mark_for_ever(metrics))
         try:
             async with Storage(self._settings) as storage:
                 folder = Path(self._settings.work_dir) / "cache"
@@ -74,9 +74,10 @@ class Follower:
             await asyncio.gather(marks, return_exceptions=True)
         log.info("follower_gone")
 
-    async def _mark_for_ever(self) -> None:
+    async def _mark_for_ever(self, metrics: Metrics) -> None:
         while True:
             alive.mark(Path(self._settings.work_dir))
+            metrics.turned.set_to_current_time()
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _clean(self) -> None:

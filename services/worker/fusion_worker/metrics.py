@@ -44,6 +44,7 @@ class Metrics:
         self.tokens_per_s = self._gauge("fusion_worker_tokens_per_second", "Training throughput, as last reported")
         self.gpu_bytes = self._gauge("fusion_worker_gpu_memory_bytes", "Peak of the trainer's first GPU so far")
         self.cache = self._counter("fusion_worker_input_cache_lookups", "Inputs found on local disk or not", "result")
+        self.turned = self._gauge("fusion_worker_loop_timestamp_seconds", "When its loop last turned")
         self.disk_free = self._gauge("fusion_worker_disk_free_bytes", "Free space for runs and inputs")
         self.disk_needed = self._gauge("fusion_worker_disk_needed_bytes", "With less free space nothing is claimed")
         for outcome in ("renewed", "missed", "lost"):

@@ -1,5 +1,6 @@
 """Drills: each brings about what an alert is for, and sees its figure cross the threshold in deploy/observability."""
 
+import asyncio
 import time
 from datetime import timedelta
 from typing import Any
@@ -142,5 +143,21 @@ async def test_a_loop_of_the_orchestrator_stands_still(
         stood = last_pass()
         await eventually(failed_often)
         assert last_pass() == stood, "a pass that failed is none"
-        later = time.time() + 200
-        assert later - stood > threshold("FusionLoopStopped", "fusion_loop_last_pass_timestamp_seconds")
+        overdue = service.metrics.registry.get_sample_value("fusion_loop_overdue_after_seconds", {"loop": "ring"})
+        assert overdue == 180
+        assert time.time() + 200 - stood > overdue
+
+
+async def test_every_loop_says_from_its_beginning_when_it_is_overdue(settings: OrchestratorSettings) -> None:
+    """All but `listen` and `webhook_tasks`, which have no passes: FusionDoorbellDeaf and FusionWebhookBacklogOld."""
+    began = time.time()
+    async with running(settings) as service:
+        await asyncio.sleep(0)  # each has begun
+        names = {task.get_name() for task in service.tasks} - {"listen", "webhook_tasks"}
+        assert {"retention", "prune", "sweep"} < names
+        value = service.metrics.registry.get_sample_value
+        for name in names:
+            assert (value("fusion_loop_last_pass_timestamp_seconds", {"loop": name}) or 0) >= began - 1, name
+            assert (value("fusion_loop_overdue_after_seconds", {"loop": name}) or 0) >= 180
+        assert value("fusion_loop_overdue_after_seconds", {"loop": "retention"}) == 3 * 3600
+        assert value("fusion_loop_overdue_after_seconds", {"loop": "prune"}) == 8 * 3600
