@@ -168,7 +168,7 @@ WATCHED = {
     "fusion_worker/follower.py:run": "FusionWorkerLoopStopped",
     "fusion_worker/follower.py:_mark_for_ever": "FusionWorkerLoopStopped",
 }
-# They end with the call, stream or connection that they serve; a follower that is silent ends its attempt at the leader.
+# They end with the call, stream or connection that they serve; a silent follower ends the attempt.
 BOUNDED = {
     "fusion_api/job_events.py:_stream",
     "fusion_worker/retry.py:with_postgres",
