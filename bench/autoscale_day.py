@@ -41,7 +41,6 @@ class Supposed(msgspec.Struct, frozen=True, kw_only=True):
     # Interruptions of a spot node: once in so many hours, four in five with a notice.
     spot_mean_h: float = 8.0
     noticed: float = 0.8
-    notice_s: float = 120.0
     node_missed_s: float = 60.0  # until Kubernetes knows that a node is gone and its pod with it
 
 

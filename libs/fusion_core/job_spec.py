@@ -263,7 +263,6 @@ class IngestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 CustomerSpec = TrainSpec | FinetuneSpec | ContractSpec
-Spec = CustomerSpec | SampleSpec | IngestSpec
 CUSTOMER_SPECS: dict[str, type[CustomerSpec]] = {"train": TrainSpec, "finetune": FinetuneSpec, "contract": ContractSpec}
 INTERNAL_TYPES = frozenset({"ingest", "sample"})  # neither shown to customers nor billed
 

@@ -25,7 +25,6 @@ FORMATS: dict[str, RowReader] = {
     ".csv": read_csv,
     ".parquet": _read_parquet,
 }
-COMPRESSIONS = (".gz", ".zst")
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:

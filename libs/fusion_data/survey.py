@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from fusion_core.heldout import row_hash
 from fusion_core.job_spec import BadRowPolicy
 from fusion_core.trainer_protocol import IngestInput
 
@@ -16,7 +17,6 @@ from fusion_data.report import FileReport, Report, sentence
 from fusion_data.rows import Row
 from fusion_data.rules import RULES
 from fusion_data.source import Source, Watch
-from fusion_data.split import row_hash
 
 MIN_ROWS = 2  # one to train on and one to hold out
 

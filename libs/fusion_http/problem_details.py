@@ -134,3 +134,11 @@ def on_store_down(_: Request[Any, Any, Any], error: Exception) -> Response[Probl
 def on_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[ProblemDetails]:
     log.error("request_failed", exc_info=error)
     return respond("internal")
+
+
+HANDLERS: Any = {  # of every application: Litestar takes the nearest class
+    ProblemError: on_problem,
+    ValidationException: on_validation_error,
+    HTTPException: on_http_error,
+    Exception: on_unexpected,
+} | dict.fromkeys(STORE_DOWN, on_store_down)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psutil
-from fusion_local.processes import Processes, base_environment, kill_tree, wait_until
+from fusion_local.processes import Processes, base_environment, wait_until
 from fusion_local.stack import HOST, Stack, free_port
 
 from tests.faults.engine_site import make_engine_account
@@ -235,7 +235,3 @@ class Cluster:
             for process in psutil.process_iter(["cmdline"])
             if any(str(self.root) in part and "/runs/" in part for part in process.info["cmdline"] or ())
         ]
-
-    def end_trainers(self) -> None:
-        for process in self.trainers():
-            kill_tree(process.pid)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from fusion_core.heldout import is_held_out, row_hash
 from fusion_core.trainer_protocol import CONTROL_FILE, RUN_FILE, EngineRun, Run, read_run, write_run
 
 from fusion_engine.checkpoint import latest_checkpoint
@@ -38,7 +39,7 @@ def _split_rows(shards: Iterable[str], folder: Path) -> tuple[Path, Path]:
     last = b""
     with train.open("wb") as training, heldout.open("wb") as held:
         for line in _lines(shards):
-            chosen = int.from_bytes(hashlib.sha256(line).digest()[:4], "big") % 100 < _HELDOUT_PERCENT
+            chosen = is_held_out(row_hash(line), _HELDOUT_PERCENT)
             (held if chosen else training).write(line + b"\n")
             counts[chosen] += 1
             content.update(line + b"\n")

@@ -4,19 +4,10 @@ from importlib.metadata import version
 from typing import Any
 
 from fusion_http.body_errors import check_request
-from fusion_http.problem_details import (
-    STORE_DOWN,
-    ProblemError,
-    on_http_error,
-    on_problem,
-    on_store_down,
-    on_unexpected,
-    on_validation_error,
-)
+from fusion_http.problem_details import HANDLERS
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
-from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -107,12 +98,6 @@ OPERATIONS: list[Any] = [
 
 def create_app(settings: ApiSettings) -> Litestar:
     """The API under /api, liveness and readiness beside it."""
-    handlers: Any = {
-        ProblemError: on_problem,
-        ValidationException: on_validation_error,
-        HTTPException: on_http_error,
-        Exception: on_unexpected,
-    } | dict.fromkeys(STORE_DOWN, on_store_down)
 
     def set_state(config: AppConfig) -> AppConfig:
         config.state.settings = settings
@@ -127,7 +112,7 @@ def create_app(settings: ApiSettings) -> Litestar:
             "once": Provide(provide_once),
         },
         before_request=check_request,
-        exception_handlers=handlers,
+        exception_handlers=HANDLERS,
         lifespan=[open_services],
         on_app_init=[set_state],
         logging_config=None,  # its default would take the root logger away from fusion_core.logs

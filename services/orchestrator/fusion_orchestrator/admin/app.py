@@ -4,19 +4,10 @@ from importlib.metadata import version
 from typing import Any
 
 from fusion_http.body_errors import check_request
-from fusion_http.problem_details import (
-    STORE_DOWN,
-    ProblemError,
-    on_http_error,
-    on_problem,
-    on_store_down,
-    on_unexpected,
-    on_validation_error,
-)
+from fusion_http.problem_details import HANDLERS
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -68,17 +59,11 @@ async def provide_service(state: State) -> Service:
 
 def create_admin_app(service: Service) -> Litestar:
     """Everything below /admin, the document too, asks for an operator token."""
-    handlers: Any = {
-        ProblemError: on_problem,
-        ValidationException: on_validation_error,
-        HTTPException: on_http_error,
-        Exception: on_unexpected,
-    } | dict.fromkeys(STORE_DOWN, on_store_down)
     return Litestar(
         route_handlers=[Router("/admin", route_handlers=OPERATIONS)],
         dependencies={"service": Provide(provide_service), "caller": Provide(provide_caller)},
         before_request=check_request,
-        exception_handlers=handlers,
+        exception_handlers=HANDLERS,
         state=State({"service": service}),
         logging_config=None,
         request_max_body_size=MAX_BODY_BYTES,
