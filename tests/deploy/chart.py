@@ -50,12 +50,14 @@ EVERYTHING: dict[str, Any] = {
     },
     "image": {"registry": "registry.example.com/ml", "pullSecrets": [{"name": "pull"}]},
 }  # fmt: skip
+MARKS: dict[str, Any] = {"disruptionMarks": {"enabled": True, "apiCidrs": ["172.20.0.1/32"]}}
 CASES: dict[str, dict[str, Any]] = {
     "external stores": STORES,
     "trial stores": TRIAL,
     "everything": STORES | EVERYTHING,
     "everything on trial": TRIAL | EVERYTHING,
     "without KEDA": STORES | {"workerPools": {"h100x1": POOLS["h100x1"]}},
+    "marks while a lease is held": STORES | EVERYTHING | MARKS,
     "without network policies": STORES | {"networkPolicies": {"enabled": False}},
 }
 

@@ -133,6 +133,30 @@ def test_a_scaled_pool_is_drained_gently_and_its_running_jobs_survive_a_change()
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+def test_marks_that_follow_the_lease_are_set_by_the_orchestrator_alone() -> None:
+    always, leased = CASES["everything"], CASES["marks while a lease is held"]
+    assert of_kind(always, "Role") == {}
+    (role,) = of_kind(leased, "Role").values()
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "patch"]}]
+    (binding,) = of_kind(leased, "RoleBinding").values()
+    assert [subject["name"] for subject in binding["subjects"]] == ["demo-fusion-orchestrator"]
+    pods = [(manifest["metadata"]["name"], spec) for manifest in render(leased) for spec in pod_specs(manifest)]
+    assert [name for name, spec in pods if "serviceAccountToken" in json.dumps(spec)] == ["demo-fusion-orchestrator"]
+
+    warm = of_kind(leased, "Deployment")["demo-fusion-worker-h100x1"]["spec"]["template"]["metadata"]
+    assert "annotations" not in warm
+    (spec,) = pod_specs(of_kind(leased, "Deployment")["demo-fusion-orchestrator"])
+    env = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    asked = dict(part.split("=") for part in env["FUSION_MARK_PODS"].split(","))
+    assert asked.items() <= warm["labels"].items()
+    (job,) = of_kind(leased, "ScaledJob").values()
+    marked = job["spec"]["jobTargetRef"]["template"]["metadata"]
+    assert marked["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+    assert not asked.items() <= marked["labels"].items()
+    rules = of_kind(leased, "NetworkPolicy")["demo-fusion-orchestrator"]["spec"]["egress"]
+    assert [{"ipBlock": {"cidr": "172.20.0.1/32"}}] in [rule["to"] for rule in rules]
+
+
 def test_each_group_of_nodes_restarts_by_itself_and_hears_nobody_else() -> None:
     groups = of_kind(CASES["everything"], "JobSet")
     first, name = sorted(groups)
@@ -337,6 +361,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "shorten",
     ),
     "stores that nobody may reach": (STORES | {"networkPolicies": {"storeCidrs": []}}, "storeCidrs"),
+    "marks without a way to Kubernetes": (STORES | {"disruptionMarks": {"enabled": True}}, "apiCidrs"),
     "a bad network": (STORES | {"networkPolicies": {"storeCidrs": ["here"]}}, "storeCidrs"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.chart import CHART, EVERYTHING, STORES, TRIAL, render
+from tests.deploy.chart import CHART, EVERYTHING, MARKS, STORES, TRIAL, render
 
 
 def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "tolerations": [{"key": "other", "operator": "Exists"}],
     "pullSecrets": [{"name": "other"}],
     "storeCidrs": ["10.9.0.0/16"],
+    "apiCidrs": ["10.9.0.0/16"],
     "storesTo": [{"namespaceSelector": {}}],
     "storePorts": [1],
     "s3Ports": [1],
@@ -83,7 +84,7 @@ def rendered(values: dict[str, Any]) -> str:
 
 # Everything is switched on, so that no value is without a use.
 WHOLE = merged(
-    merged(VALUES, STORES | EVERYTHING),
+    merged(VALUES, STORES | EVERYTHING | MARKS),
     {
         "groups": {"existingSecret": "group"},
         "workerPools": {"one": {}, "group": {"mode": "jobset", "nodes": 2}},

@@ -1,4 +1,4 @@
-"""The orchestrator's loops: listen, ring, sweep, expire, retention, prune, webhooks. Each outlives any error."""
+"""The orchestrator's loops: listen, ring, sweep, expire, retention, prune, webhooks, marks. Each outlives any error."""
 
 import asyncio
 import random
@@ -14,6 +14,7 @@ from fusion_orchestrator import retention
 from fusion_orchestrator.doorbell import DATABASE_AWAY, Doorbell, connect_redis
 from fusion_orchestrator.figures import Figures
 from fusion_orchestrator.metrics import Metrics
+from fusion_orchestrator.pod_marks import PodMarks
 from fusion_orchestrator.prune import Pruner, PruneReport
 from fusion_orchestrator.reclaim import end_overdue, expire_stopped, mark_gone_workers, reclaim_leases
 from fusion_orchestrator.settings import OrchestratorSettings
@@ -64,6 +65,10 @@ class Service:
             ),
             "prune": self._forever("prune", self._prune, self.prune_wake.wait, prune_s, wait_first=True),
         }
+        if self.settings.mark_pods:
+            marks = PodMarks(self.pool, self.settings)
+            mark_s = self.settings.mark_every_s
+            loops["marks"] = self._forever("marks", marks.renew, self._pause(mark_s), mark_s)
         self.tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
     async def stop(self, deadline_s: float) -> None:

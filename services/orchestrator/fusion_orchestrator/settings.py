@@ -60,6 +60,15 @@ class OrchestratorSettings(RetentionSettings, frozen=True, kw_only=True):
     apis and orchestrators must have the same."""
     webhook_concurrency: int = 32
     """At most this many webhooks are sent at once by one replica."""
+    mark_pods: str = ""
+    """A label selector: on Kubernetes, pods that it finds are marked against disruption while their worker holds a job.
+    Unset: none are."""
+    mark_every_s: float = 10.0
+    """How often those marks are looked at."""
+    kubernetes_api: str = "https://kubernetes.default.svc"
+    """Where the API server of Kubernetes answers."""
+    kubernetes_credentials: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+    """A folder with `token`, `ca.crt` and `namespace`, as a pod is given it."""
     shutdown_s: float = 10.0
     """SIGTERM to exit, at most."""
 

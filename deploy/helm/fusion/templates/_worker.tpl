@@ -3,6 +3,7 @@
 {{- define "fusion.workerPod" -}}
 {{- $root := .root -}}
 {{- $pool := .pool -}}
+{{- $markedByLease := and $root.Values.disruptionMarks.enabled (not .oneJob) (not .group) -}}
 metadata:
   labels:
     {{- include "fusion.labels" (dict "root" $root "component" .component) | nindent 4 }}
@@ -13,10 +14,15 @@ metadata:
     {{- if .rank }}
     fusion/role: follower
     {{- end }}
+    {{- if $markedByLease }}
+    fusion/marks: lease
+    {{- end }}
+  {{- if not $markedByLease }}
   annotations:
     # A busy worker that is moved loses the steps since its last checkpoint. An idle one is scaled in anyway.
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
     karpenter.sh/do-not-disrupt: "true"
+  {{- end }}
 spec:
   serviceAccountName: {{ include "fusion.fullname" $root }}-worker
   automountServiceAccountToken: false

@@ -54,3 +54,7 @@ select count(*) from outbox where fanned_out_at is null;
 -- name: webhook_backlog()^
 select count(*) as deliveries, min(next_attempt_at) as oldest from webhook_deliveries
 where state = 'pending' and next_attempt_at <= now();
+
+-- name: busy_workers()
+-- The names of those that hold a lease, be it that of a job which is being reclaimed.
+select w.name from jobs j join workers w on w.id = j.lease_owner where j.state = 'running';
