@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -152,12 +153,17 @@ class LocalFusion:
         return Access(url, key, is_new, admin_url)
 
     def _let_operator_in(self, admin_url: str) -> None:
-        """An operator token in `.fusion/operator.env`, for its owner alone; that of the last run if it still works."""
+        """What `fusion-admin` needs, in `.fusion/operator.env` for its owner alone.
+
+        The operator token of the last run if it still works, and the settings of the stores.
+        """
         env_file = self.root / "operator.env"
         token = _saved(env_file, "FUSION_OPERATOR_TOKEN")
         if token is None or not _works(f"{admin_url}/admin/audit?limit=1", token):
             token = asyncio.run(_create_operator_token(self.stack.database_url()))
-        write_private(env_file, f"export FUSION_ADMIN_URL={admin_url}\nexport FUSION_OPERATOR_TOKEN={token}\n".encode())
+        needed = {"FUSION_ADMIN_URL": admin_url, "FUSION_OPERATOR_TOKEN": token} | self.stack.environment()
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in needed.items())
+        write_private(env_file, "".join(lines).encode())
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +103,14 @@ def operator_access(root: Path) -> dict[str, str]:
     return dict(re.findall(r"export (\w+)=(.+)", (root / "operator.env").read_text()))
 
 
+def admin_prunes(root: Path) -> bool:
+    """A command that speaks to database and bucket, as an operator types it in a shell of their own."""
+    program = Path(sysconfig.get_path("scripts")) / "fusion-admin"
+    script = ["sh", "-c", f'. "$0" && exec {shlex.quote(str(program))} prune --dry-run', str(root / "operator.env")]
+    done = subprocess.run(script, env=base_environment(), capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode == 0
+
+
 def admin_answers(root: Path) -> int:
     found = operator_access(root)
     headers = {"Authorization": f"Bearer {found['FUSION_OPERATOR_TOKEN']}"}
@@ -131,6 +141,7 @@ def test_up_serves_and_ctrl_c_leaves_nothing(root: Path, start: Callable[[], Up]
     assert f"{operator_access(root)['FUSION_ADMIN_URL']}/admin" in up.output()
     assert operator_access(root)["FUSION_OPERATOR_TOKEN"] not in up.output()
     assert admin_answers(root) == 200
+    assert admin_prunes(root)
     assert base_models(root) == 200
     private = [root / "env", root / "secrets.json", root / "account", root / "operator.env"]
     assert {path.stat().st_mode & 0o777 for path in private} == {0o600}

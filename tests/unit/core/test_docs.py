@@ -85,6 +85,15 @@ def _as_shown(default: object) -> str:
     )
 
 
+def test_the_walk_names_the_migration_that_defines_a_function_last() -> None:
+    migrations = {path.name: path.read_text() for path in sorted((ROOT / "libs/fusion_core/db/migrations").iterdir())}
+    named = re.findall(r"`(\w+)` of\s+`libs/fusion_core/db/migrations/([^`]+)`", WALK)
+    assert named
+    for function, migration in named:
+        defining = [name for name, text in migrations.items() if f"function {function}(" in text]
+        assert defining[-1] == migration, function
+
+
 def test_functions_classes_and_settings_named_in_the_walk_exist() -> None:
     files = [path for folder in ("libs", "services") for path in (ROOT / folder).rglob("*")]
     code = "\n".join(path.read_text() for path in files if path.suffix in (".py", ".sql"))

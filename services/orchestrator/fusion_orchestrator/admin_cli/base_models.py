@@ -28,8 +28,8 @@ def import_base(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='JSON lines {"text": ...} of what the model was trained on. A tenth of each job\'s rows comes from '
-            "it, which keeps a grown model from forgetting.",
+            help='JSON lines {"text": ...} of what the model was trained on. Jobs rehearse it, beside the text that is '
+            "sampled from the model (replay_fraction), which keeps a grown model from forgetting.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the catalog; the folder's name unless given.")] = None,
