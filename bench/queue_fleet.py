@@ -190,7 +190,8 @@ class Fleet:
             s3_prefix=s3_keys.export(prefix),
             manifest=MANIFEST,
         )
-        await self._call("complete_training", attempts.complete_training, attempt, model, {"train_loss": 1.0})
+        result = {"train_loss": 1.0}
+        await self._call("complete_training", attempts.complete_training, attempt, model, result, job)
 
     async def _hold(self) -> None:
         """Claim one job and keep its lease until asked to stop, as a worker that trains."""

@@ -28,7 +28,7 @@ TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 # (from, to) -> the named statements of transitions.sql that make it.
 TRANSITIONS: dict[tuple[State, State], frozenset[str]] = {
-    (State.QUEUED, State.RUNNING): frozenset({"claim_job", "claim_next_job"}),
+    (State.QUEUED, State.RUNNING): frozenset({"claim_job"}),
     (State.RUNNING, State.RUNNING): frozenset({"renew_lease", "request_cancel", "request_stop"}),
     (State.RUNNING, State.COMPLETED): frozenset({"complete_job", "complete_training"}),
     (State.RUNNING, State.FAILED): frozenset({"fail_job"}),

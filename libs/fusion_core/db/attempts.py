@@ -116,7 +116,9 @@ async def claim_next(conn: Connection, claimer: Claimer, attempt_id: UUID, ttl_s
 
     None: there is nothing for this worker to do.
     """
-    record = await queries.claim_next_job(conn, **_claim_of(claimer), attempt_id=attempt_id, ttl_s=ttl_s)
+    record = await queries.claim_job(
+        conn, **_claim_of(claimer), job_id=None, epoch=None, attempt_id=attempt_id, ttl_s=ttl_s
+    )
     return JobRow.of(record) if record is not None else None
 
 
@@ -189,14 +191,19 @@ async def completed_by(conn: Connection, attempt: Attempt) -> JobRow | None:
     return JobRow.of(record)
 
 
-async def complete_training(conn: Connection, attempt: Attempt, model: NewModel, result: dict[str, Any]) -> JobRow:
+async def complete_training(
+    conn: Connection, attempt: Attempt, model: NewModel, result: dict[str, Any], claimed: JobRow | None = None
+) -> JobRow:
     """The model row, the completion, the final event and the ledger entry, as one statement.
 
+    `claimed` is the job as the claim answered it, whose price was frozen when it was created; without it, it is read.
     Repeatable: completed by this attempt is success. Raises LeaseLostError, or CancelPendingError.
     """
-    held = await queries.get_claim(conn, job_id=attempt.job_id, attempt_id=attempt.attempt_id)
-    if held is not None:
-        job = JobRow.of(held)  # what is billed was frozen when the job was created
+    job = claimed
+    if job is None:
+        held = await queries.get_claim(conn, job_id=attempt.job_id, attempt_id=attempt.attempt_id)
+        job = JobRow.of(held) if held is not None else None
+    if job is not None:
         estimate = frozen_estimate(job)
         cost = {"cost_usd": estimate.total_microusd / 1_000_000}
         completed = await queries.complete_training(

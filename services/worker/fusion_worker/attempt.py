@@ -227,7 +227,7 @@ class AttemptRunner:
             s3_prefix=prefix,
             manifest=export.manifest,
         )
-        await self._persist(attempts.complete_training, model, result)
+        await self._persist(attempts.complete_training, model, result, self._job)
 
     async def _complete_sample(self) -> None:
         """The pool goes beside its base, each file under its own hash: a zombie can only write the same again."""

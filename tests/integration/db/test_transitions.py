@@ -9,18 +9,22 @@ from fusion_core.db import attempts, checkpoints, jobs, sweep
 from fusion_core.db.attempts import LeaseLostError, WorkerEvent
 from fusion_core.db.endings import frozen_estimate
 from fusion_core.db.pool import queries
+from fusion_core.db.rows import JobRow
 from fusion_core.states import CRASH_BUDGET, LOSS_LIMIT
 
 
-async def test_submit_claim_complete_is_one_model_one_bill_and_unbroken_events(world: Any) -> None:
+@pytest.mark.parametrize("knows_its_job", [True, False])
+async def test_submit_claim_complete_is_one_model_one_bill_and_unbroken_events(world: Any, knows_its_job: bool) -> None:
     job = await world.train()
     attempt = await world.claim(job)
     async with world.pool.acquire() as conn:
+        claimed = JobRow.of(await queries.get_claim(conn, job_id=job.id, attempt_id=attempt.attempt_id))
         await attempts.append_events(conn, attempt, [WorkerEvent(1, "phase", {"phase": "growing"})], "growing")
         await attempts.append_events(conn, attempt, [WorkerEvent(2, "grown", {})])
         await checkpoints.commit_checkpoint(conn, attempt, world.new_checkpoint(attempt, 10))
-        done = await attempts.complete_training(conn, attempt, world.new_model(attempt), {"tokens": 1})
-        again = await attempts.complete_training(conn, attempt, world.new_model(attempt), {"tokens": 1})
+        known, model = claimed if knows_its_job else None, world.new_model(attempt)
+        done = await attempts.complete_training(conn, attempt, model, {"tokens": 1}, known)
+        again = await attempts.complete_training(conn, attempt, model, {"tokens": 1}, known)
     assert (done.state, done.retries, done.last_checkpoint_step) == ("completed", 0, 10)
     assert again.output_model_id == done.output_model_id
     assert await world.ledger(job.id) == [frozen_estimate(done).total_microusd]

@@ -31,10 +31,12 @@ order by id desc limit :limit;
 -- Silent workers are those of workers_by_state.
 select
     (select coalesce(jsonb_object_agg(state, jobs), '{}') from (
-        select state, count(*) as jobs from jobs where state in ('queued', 'running', 'stopped') group by state
+        select state, count(*) as jobs from jobs where finished_at is null group by state
     ) s) as jobs,
-    (select count(*) from jobs where state = 'queued' and quarantined_at is not null) as quarantined,
-    (select count(*) from jobs where state = 'running' and lease_expires_at < now()) as expired_leases,
+    (select count(*) from jobs
+        where finished_at is null and state = 'queued' and quarantined_at is not null) as quarantined,
+    (select count(*) from jobs
+        where finished_at is null and state = 'running' and lease_expires_at < now()) as expired_leases,
     (select coalesce(jsonb_object_agg(state, workers), '{}') from (
         select state, count(*) as workers from workers where state <> 'gone' group by state
     ) w) as workers,
@@ -78,7 +80,8 @@ select j.id, j.account_id, j.type, j.pool, j.phase, j.lease_owner as worker_id, 
     extract(epoch from now() - j.claimed_at)::float8 as age_s, j.lease_expires_at < now() as expired
 from jobs j
 left join lateral (select name, seen_at from workers where id = j.lease_owner limit 1) w on true
-where j.state = 'running' and (:pool::text is null or j.pool = :pool) and (:after::uuid is null or j.id < :after)
+where j.finished_at is null and j.state = 'running' and (:pool::text is null or j.pool = :pool)
+    and (:after::uuid is null or j.id < :after)
 order by j.id desc limit :limit;
 
 -- name: admin_workers(worker_id, pool, state, after, limit)
@@ -91,14 +94,15 @@ order by id desc limit :limit;
 -- By pool: what waits and who serves; how long its last jobs took.
 with names as (
     select name from pools
-    union select distinct pool from jobs where state in ('queued', 'running')
+    union select distinct pool from jobs where finished_at is null and state in ('queued', 'running')
     union select distinct pool from workers where state <> 'gone'
 ), open as (
     select pool, count(*) filter (where state = 'queued') as queued, count(*) filter (where state = 'running') as running,
         min(created_at) filter (where state = 'queued') as oldest
-    from jobs where state in ('queued', 'running') group by pool
+    from jobs where finished_at is null and state in ('queued', 'running') group by pool
 ), waiting as (
-    select pool, count(*) as jobs from claimable group by pool
+    select pool, count(*) as jobs from claimable
+    where finished_at is null and state = 'queued' and quarantined_at is null group by pool
 ), leaving as (
     select pool, count(*) as draining from workers
     where state <> 'gone' and (state = 'draining' or drain_requested_at is not null) group by pool

@@ -6,7 +6,8 @@ select * from jobs where id = :job_id and state = 'running' and attempt_id = :at
 
 -- name: get_held(attempt_ids)^
 -- What a worker holds without knowing, because the answer to one of these claims was lost.
-select * from jobs where state = 'running' and attempt_id = any(:attempt_ids::uuid[]) limit 1;
+select * from jobs
+where finished_at is null and state = 'running' and attempt_id = any(:attempt_ids::uuid[]) limit 1;
 
 -- name: lock_attempt(job_id, epoch, attempt_id)^
 -- The fence: locks the job's row for an attempt. No row: the lease is lost.

@@ -120,7 +120,10 @@ order by id desc limit :limit;
 select id, status from datasets where account_id = :account_id and id = :dataset_id and status <> 'deleted' for update;
 
 -- name: dataset_in_use(dataset_id)$
-select exists (select from jobs where dataset_id = :dataset_id and state in ('queued', 'running', 'stopped'));
+select exists (
+    select from datasets d join jobs j on j.account_id = d.account_id and j.dataset_id = d.id
+    where d.id = :dataset_id and j.finished_at is null
+);
 
 -- name: delete_dataset(dataset_id)!
 -- Its shards are no longer named and will be pruned; its report, which quotes the rows, goes at once.

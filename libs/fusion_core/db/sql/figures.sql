@@ -2,7 +2,7 @@
 
 -- name: jobs_by_state()
 select pool, state, count(*) as jobs, count(quarantined_at) as quarantined, min(created_at) as oldest from jobs
-where state in ('queued', 'running', 'stopped') group by pool, state;
+where finished_at is null group by pool, state;
 
 -- name: pool_demand()
 -- Slots wanted: what runs, and what may be claimed now (the view claimable, asked once an account) as far as each
@@ -10,19 +10,20 @@ where state in ('queued', 'running', 'stopped') group by pool, state;
 -- work are there, too.
 with waiting as materialized (
     select pool, account_id, count(*) as jobs, min(greatest(created_at, not_before)) as since
-    from ready_jobs group by pool, account_id
+    from ready_jobs where finished_at is null group by pool, account_id
 ), wanted as (
     select w.pool, least(w.jobs, a.max_running_jobs - line.account_running) as slots, w.since
     from waiting w cross join lateral open_line(w.pool, w.account_id) line join accounts a on a.id = w.account_id
     union all
-    select pool, count(*), null from jobs where state = 'running' group by pool
+    select pool, count(*), null from jobs where finished_at is null and state = 'running' group by pool
     union all
     select name, 0, null from pools
 )
 select pool, sum(slots)::bigint as slots, min(since) as since from wanted group by pool;
 
 -- name: overdue_leases()$
-select count(*) from jobs where state = 'running' and lease_expires_at < now();
+select count(*) from jobs
+where finished_at is null and state = 'running' and lease_expires_at < now();
 
 -- name: checkpoint_ages()
 -- Seconds since each running customer's job last committed a checkpoint, or was claimed if that is later.
@@ -31,7 +32,7 @@ from jobs j
 left join lateral (
     select created_at from checkpoints where job_id = j.id and state = 'ok' order by id desc limit 1
 ) c on true
-where j.state = 'running' and not j.internal;
+where j.finished_at is null and j.state = 'running' and not j.internal;
 
 -- name: workers_by_state(silent_s)
 -- `silent`: neither seen lately nor holding a lease. `failures`: the most attempts in a row that crashed on one worker.

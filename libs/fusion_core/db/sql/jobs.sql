@@ -76,8 +76,8 @@ select
             cross join lateral (
                 select head.*, row_number() over (order by head.created_at, head.id) as turn from (
                     select o.created_at, o.id from jobs o
-                    where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
-                        and (o.priority, o.account_id) >= (line.priority, line.account_id)
+                    where o.finished_at is null and o.state = 'queued' and o.quarantined_at is null
+                        and o.pool = j.pool and (o.priority, o.account_id) >= (line.priority, line.account_id)
                         and (o.priority, o.account_id) <= (line.priority, line.account_id)
                     order by o.priority, o.account_id, o.created_at, o.id
                     limit case when line.priority > j.priority then :most
@@ -99,7 +99,7 @@ cross join lateral (
     select r.jobs as running, 1 + (
         select count(*) from (
             select from jobs o
-            where o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
+            where o.finished_at is null and o.state = 'queued' and o.quarantined_at is null and o.pool = j.pool
                 and (o.priority, o.account_id, o.created_at, o.id) >= (j.priority, j.account_id, '-infinity', j.id)
                 and (o.priority, o.account_id, o.created_at, o.id) < (j.priority, j.account_id, j.created_at, j.id)
             limit :most

@@ -19,7 +19,7 @@ select count(*) from jobs j cross join lateral (
     select c.turn_end, c.created_at from checkpoints c where c.job_id = j.id and c.state = 'ok'
     order by c.step desc, c.epoch desc offset :keep
 ) c
-where j.state in ('queued', 'running', 'stopped') and not c.turn_end
+where j.finished_at is null and not c.turn_end
     and c.created_at < now() - make_interval(hours => :hours);
 
 -- name: delete_superseded_checkpoints(keep, hours, limit)
@@ -29,7 +29,7 @@ from jobs j cross join lateral (
     select c.step, c.epoch, c.turn_end, c.created_at from checkpoints c where c.job_id = j.id and c.state = 'ok'
     order by c.step desc, c.epoch desc offset :keep limit :limit
 ) c
-where j.state in ('queued', 'running', 'stopped') and not c.turn_end
+where j.finished_at is null and not c.turn_end
     and c.created_at < now() - make_interval(hours => :hours)
     and o.job_id = j.id and o.step = c.step and o.epoch = c.epoch
 returning o.job_id;

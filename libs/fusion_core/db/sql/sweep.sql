@@ -12,14 +12,16 @@ on conflict (only_row) do update set
 returning now() >= reclaim_after;
 
 -- name: expired_leases(limit)
-select id, lease_epoch from jobs where state = 'running' and lease_expires_at < now()
+select id, lease_epoch from jobs
+where finished_at is null and state = 'running' and lease_expires_at < now()
 order by lease_expires_at limit :limit;
 
 -- name: expired_stops(days, limit)
 select id from jobs where state = 'stopped' and stopped_at < now() - make_interval(days => :days) limit :limit;
 
 -- name: overdue_jobs(limit)
-select id, lease_epoch from jobs where state in ('queued', 'running') and deadline_at < now()
+select id, lease_epoch from jobs
+where finished_at is null and stopped_at is null and deadline_at < now()
 order by deadline_at limit :limit;
 
 -- name: lock_overdue(job_id, epoch)^
@@ -44,11 +46,13 @@ delete from workers where state = 'gone' and seen_at < now() - make_interval(day
 -- The head of each pool's queue, in the order it should be served, where no bell has rung lately.
 with recursive waiting as (
     (
-        select j.pool from jobs j where j.state = 'queued' and j.quarantined_at is null order by j.pool limit 1
+        select j.pool from jobs j where j.finished_at is null and j.state = 'queued' and j.quarantined_at is null
+        order by j.pool limit 1
     )
     union all
     select further.pool from waiting cross join lateral (
-        select j.pool from jobs j where j.state = 'queued' and j.quarantined_at is null and j.pool > waiting.pool
+        select j.pool from jobs j
+        where j.finished_at is null and j.state = 'queued' and j.quarantined_at is null and j.pool > waiting.pool
         order by j.pool limit 1
     ) further
 )

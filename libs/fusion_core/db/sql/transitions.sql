@@ -17,39 +17,11 @@ on conflict do nothing
 returning *;
 
 -- name: claim_job(worker_id, attempt_id, ttl_s, topic, internal_topic, job_id, epoch, pool, spec_version, capabilities)^
--- queued -> running. Takes one named job at the expected epoch, with its event. The account's count is read again under
--- its lock: of two claims at once only one is the last that fits.
+-- queued -> running. Takes one named job at the expected epoch, or, where none is named, the first of those served next
+-- that no other claim has its hands on; with its event. The account's count is read again under its lock: of two claims
+-- at once only one is the last that fits.
 with free as (
-    select c.id, c.account_id from claimable c
-    where c.id = :job_id and c.lease_epoch = :epoch
-        and c.pool = :pool and c.spec_version <= :spec_version and c.requirements <@ :capabilities
-        and not exists (select from workers w where w.id = :worker_id and w.drain_requested_at is not null)
-    for update of c
-), allowed as (
-    select free.id from free join accounts_running r on r.account_id = free.account_id
-    where r.jobs < (select a.max_running_jobs from accounts a where a.id = free.account_id)
-    for update of r
-), claimed as (
-    update jobs set
-        state = 'running', lease_owner = :worker_id, lease_epoch = lease_epoch + 1, attempt_id = :attempt_id,
-        lease_expires_at = now() + make_interval(secs => :ttl_s), started_at = coalesce(started_at, now()),
-        last_interruption = null, phase = null, attempt_events = 0, event_seq = event_seq + 1
-    from allowed where jobs.id = allowed.id
-    returning jobs.*
-), event as (
-    insert into job_events (job_id, seq, type, data)
-    select id, event_seq, 'claimed', jsonb_build_object('attempt', lease_epoch, 'resume_step', last_checkpoint_step)
-    from claimed
-), message as (
-    insert into outbox (job_id, seq, topic)
-    select id, event_seq, case when internal then :internal_topic else :topic end from claimed
-)
-select * from claimed;
-
--- name: claim_next_job(worker_id, attempt_id, ttl_s, topic, internal_topic, pool, spec_version, capabilities)^
--- queued -> running. As above with the first of those served next that no other claim has its hands on.
-with free as (
-    select n.id, n.account_id from lock_next_job(:pool, :spec_version, :capabilities) n
+    select n.id, n.account_id from lock_claimable(:job_id, :epoch, :pool, :spec_version, :capabilities) n
     where not exists (select from workers w where w.id = :worker_id and w.drain_requested_at is not null)
 ), allowed as (
     select free.id from free join accounts_running r on r.account_id = free.account_id
