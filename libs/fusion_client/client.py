@@ -1,4 +1,4 @@
-"""The customer's side of Fusion in Python: one method a call of the public API, and the waits around them."""
+"""The customer's side of Fusion in Python: uploads, datasets, jobs, models and keys, and the waits around them."""
 
 import os
 import time
@@ -25,13 +25,17 @@ from fusion_client.models import (
     Metrics,
     Model,
     NewKey,
+    PartedUpload,
     PresignedUpload,
+    SignedPart,
 )
 from fusion_client.storage import Progress
 from fusion_client.transport import Retries, Transport, new_key, segment
 from fusion_client.webhooks import Webhooks
 
 DAY_S = 86_400.0
+ONE_PUT_BYTES = 2**28  # larger files go in parts; S3 takes at most 5 GiB in one
+_URLS_AT_ONCE = 32
 _CONTENT_TYPES = {".jsonl": "application/jsonl", ".ndjson": "application/x-ndjson", ".txt": "text/plain"}
 
 
@@ -79,11 +83,32 @@ class Fusion:
         storage.put_file(upload.url, path, content_type, self._transport.retries, on_progress)
 
     def upload(self, path: Path, on_progress: Progress | None = None) -> str:
-        """Presign and PUT one file; answers its upload id. Raises TransferError or OSError."""
+        """Send one file, a large one in parts; answers its upload id. Raises TransferError or OSError."""
         content_type = _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
+        if path.stat().st_size > ONE_PUT_BYTES:
+            return self._upload_in_parts(path, content_type, on_progress)
         upload = self.presign(path.name, content_type)
         self.put_file(upload, path, content_type, on_progress)
         return upload.upload_id
+
+    def _upload_in_parts(self, path: Path, content_type: str, on_progress: Progress | None) -> str:
+        """A broken connection costs a part, not the file; URLs are asked for as they are needed, since they expire."""
+        size, done = path.stat().st_size, 0
+
+        def count(part: int) -> None:
+            nonlocal done
+            done += part
+            if on_progress is not None:
+                on_progress(done, size)
+
+        body = {"filename": path.name, "content_type": content_type, "size": size}
+        begun = self._transport.post("/api/uploads/multipart", PartedUpload, body, new_key())
+        at = f"/api/uploads/{segment(begun.upload_id)}"
+        for start in range(0, len(begun.missing), _URLS_AT_ONCE):
+            wanted = {"part_numbers": begun.missing[start : start + _URLS_AT_ONCE]}
+            parts = self._transport.post(f"{at}/parts", list[SignedPart], wanted, new_key())
+            storage.put_parts(parts, path, begun.part_size, self._transport.retries, count)
+        return self._transport.post(f"{at}/complete", PartedUpload, None, new_key()).upload_id
 
     def create_dataset(self, upload_ids: Sequence[str], name: str | None = None, policy: str | None = None) -> Dataset:
         """POST /api/datasets: read, check and shard uploaded files, which takes a while (see wait_dataset).

@@ -117,6 +117,23 @@ class PresignedUpload(msgspec.Struct, frozen=True, kw_only=True):
     method: str = "PUT"
 
 
+class PartedUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload in parts; `missing` are the numbers, from 1, of those that have not arrived whole."""
+
+    upload_id: str
+    status: str
+    part_size: int
+    missing: tuple[int, ...]
+
+
+class SignedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to PUT one part, for a short while."""
+
+    part_number: int
+    size: int
+    url: str
+
+
 class LineItem(msgspec.Struct, frozen=True, kw_only=True):
     """One line of an estimate, in dollars."""
 
@@ -260,7 +277,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     """The summary of a completed job. `perplexity` has held-out values by `base`, `turn_1` and so on, of a contraction
-    by `source`, `pruned` and `healed`. What a type of job does not have is None or empty."""
+    by `source`, `pruned` and `healed`; `retention_perplexity` has those of the base's own text. What a type of job does
+    not have is None or empty."""
 
     cost_usd: float
     params_before: int
@@ -269,6 +287,9 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_before: float | None = None
     perplexity_after: float | None = None
     perplexity: dict[str, float | None] = {}
+    retention_perplexity: dict[str, float | None] = {}
+    requested_shrinkage: float | None = None
+    achieved_shrinkage: float | None = None
     tokens: int | None = None
     gpu_minutes: float | None = None
     growth_plan: dict[str, Any] = {}

@@ -4,50 +4,88 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import httpx
 
 from fusion_client.errors import ChecksumError, TransferError, UnsafePathError
-from fusion_client.models import DownloadManifest, ManifestFile
+from fusion_client.models import DownloadManifest, ManifestFile, SignedPart
 from fusion_client.transport import Retries, is_retryable
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 _CHUNK_BYTES = 1024 * 1024
+_PARTS_AT_ONCE = 4
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 
 def put_file(url: str, path: Path, content_type: str, retries: Retries, on_progress: Progress | None = None) -> None:
     """Stream a file to a presigned URL, from the start again when the connection breaks. Raises TransferError."""
     size = path.stat().st_size
-    headers = {"Content-Type": content_type, "Content-Length": str(size)}
-    with httpx.Client(timeout=_TIMEOUT) as http:
-        for attempt in range(1, retries.attempts + 1):
-            try:
-                with path.open("rb") as file:
-                    response = http.put(url, content=_read(file, size, on_progress), headers=headers)
-                if response.is_success:
-                    return
-                failure = _refusal(response)
-                repeat = is_retryable(response) or response.status_code == 500
-            except httpx.TransportError as error:
-                failure, repeat = str(error) or type(error).__name__, True
-            if not repeat or attempt == retries.attempts:
-                raise TransferError(f"{path.name} was not uploaded: {failure}")
-            time.sleep(retries.wait_s(attempt))
 
-
-def _read(file: IO[bytes], size: int, on_progress: Progress | None) -> Iterator[bytes]:
-    done = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk
-        done += len(chunk)
+    def count(done: int) -> None:
         if on_progress is not None:
             on_progress(done, size)
+
+    with httpx.Client(timeout=_TIMEOUT, headers={"Content-Type": content_type}) as http:
+        _put(http, url, path, 0, size, retries, count)
+
+
+def put_parts(
+    parts: Sequence[SignedPart], path: Path, part_size: int, retries: Retries, on_part: Callable[[int], None]
+) -> None:
+    """PUT parts of a file to their URLs, a few at a time, each again when its connection breaks.
+
+    `on_part` is told the size of each one that has arrived. Raises TransferError.
+    """
+    with httpx.Client(timeout=_TIMEOUT) as http, ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        sent = {
+            pool.submit(_put, http, part.url, path, (part.part_number - 1) * part_size, part.size, retries): part.size
+            for part in parts
+        }
+        try:
+            for future in as_completed(sent):
+                future.result()
+                on_part(sent[future])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _put(
+    http: httpx.Client,
+    url: str,
+    path: Path,
+    start: int,
+    size: int,
+    retries: Retries,
+    count: Callable[[int], None] = lambda _: None,
+) -> None:
+    """PUT `size` bytes of a file from `start` on. Raises TransferError."""
+    for attempt in range(1, retries.attempts + 1):
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                response = http.put(url, content=_read(file, size, count), headers={"Content-Length": str(size)})
+            if response.is_success:
+                return
+            failure = _refusal(response)
+            repeat = is_retryable(response) or response.status_code == 500
+        except httpx.TransportError as error:
+            failure, repeat = str(error) or type(error).__name__, True
+        if not repeat or attempt == retries.attempts:
+            raise TransferError(f"{path.name} was not uploaded: {failure}")
+        time.sleep(retries.wait_s(attempt))
+
+
+def _read(file: IO[bytes], size: int, count: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    while chunk := file.read(min(_CHUNK_BYTES, size - done)):
+        yield chunk
+        done += len(chunk)
+        count(done)
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -89,8 +89,8 @@ class Transport:
                 if attempt == attempts:
                     raise connection_failed(request, error) from error
             else:
-                if response.is_success:
-                    return response
+                if response.is_success or (method == "DELETE" and attempt > 1 and response.status_code == 404):
+                    return response  # the latter: gone by an attempt whose answer was lost
                 asked_s = retry_after_s(response)
                 if not is_retryable(response) or attempt == attempts or asked_s > _LONGEST_RETRY_AFTER_S:
                     raise api_error(response)

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
+from fusion_client import Fusion
 from fusion_core.db.pool import queries
 from fusion_core.storage import Storage
 from fusion_local.stack import Stack
@@ -31,6 +33,20 @@ def server(storage: Storage, service_environment: dict[str, str], tmp_path: Path
         server.process.kill()
         server.process.wait(10)
         sys.stdout.write(server.log.read_text())  # pytest shows it where a test has failed
+
+
+async def test_the_client_uploads_a_file_in_parts(
+    server: Server, customer: Any, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion_client.client.ONE_PUT_BYTES", 2**20)
+    path = tmp_path / "rows.txt"
+    path.write_bytes(random.randbytes(70 * 2**20))  # two parts
+    with Fusion(server.url, customer.secret) as client:
+        upload_id = await asyncio.to_thread(client.upload, path)
+    stored = await customer.pool.fetchval("select s3_key from uploads where id = $1", UUID(upload_id))
+    head = await storage.head(stored)
+    assert head is not None
+    assert head.size == path.stat().st_size
 
 
 def test_bad_settings_are_all_named_and_end_the_process(service_environment: dict[str, str]) -> None:

@@ -179,6 +179,44 @@ def test_an_upload_streams_the_file_without_the_key_and_repeats_a_broken_put(ser
     assert seen[-1] == 3_000_000
 
 
+def test_a_large_file_goes_in_parts_of_which_a_broken_one_is_sent_again(server, client, tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion_client.client.ONE_PUT_BYTES", 10)
+    monkeypatch.setattr("fusion_client.client._URLS_AT_ONCE", 2)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"aaaaabbbbbcc")
+    shown = {"upload_id": "u-1", "status": "waiting", "part_size": 5, "missing": [1, 2, 3]}
+    server.routes["POST /api/uploads/multipart"] = [as_json(shown, 201)]
+
+    def sign(asked):
+        numbers = asked.json["part_numbers"]
+        return as_json(
+            [{"part_number": n, "size": min(5, 12 - 5 * (n - 1)), "url": f"{server.url}/part/{n}"} for n in numbers]
+        )
+
+    server.routes["POST /api/uploads/u-1/parts"] = sign
+    server.routes["PUT /part/1"] = [Answer()]
+    server.routes["PUT /part/2"] = [Answer(503), Answer()]
+    server.routes["PUT /part/3"] = [Answer()]
+    server.routes["POST /api/uploads/u-1/complete"] = [as_json(shown | {"status": "complete", "missing": []})]
+    seen = []
+    assert client.upload(path, lambda done, size: seen.append((done, size))) == "u-1"
+    assert (sorted(done for done, _ in seen), seen[-1]) == ([5, 10, 12], (12, 12))
+    puts = [asked for asked in server.asked if asked.method == "PUT"]
+    assert sorted((asked.path, asked.body) for asked in puts) == [
+        ("/part/1", b"aaaaa"), ("/part/2", b"bbbbb"), ("/part/2", b"bbbbb"), ("/part/3", b"cc"),
+    ]  # fmt: skip
+    assert not any("authorization" in asked.headers for asked in puts)
+    assert server.asked[0].json == {"filename": "rows.jsonl", "content_type": "application/jsonl", "size": 12}
+
+
+def test_a_delete_whose_answer_was_lost_is_done(server, client):
+    server.routes["DELETE /api/keys/k-1"] = [Answer(503), problem(404, "not_found")]
+    client.revoke_key("k-1")
+    server.routes["DELETE /api/keys/k-2"] = [problem(404, "not_found")]
+    with pytest.raises(NotFoundError):
+        client.revoke_key("k-2")
+
+
 def test_an_expired_upload_url_says_what_to_do(server, client, tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"x")
