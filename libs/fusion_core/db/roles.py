@@ -8,7 +8,7 @@ import structlog
 from fusion_core.db.pool import Connection
 
 ROLES = ("fusion_api", "fusion_orchestrator", "fusion_worker")
-_GRANTS = Path(__file__).with_name("roles.sql")
+_GRANTS = [Path(__file__).with_name(name) for name in ("roles.sql", "worker_fence.sql")]
 
 log = structlog.get_logger()
 
@@ -33,4 +33,5 @@ async def ensure_roles(connection: Connection) -> bool:
 async def grant_roles(connection: Connection) -> None:
     """Write anew what each role may do; within the caller's transaction."""
     if await ensure_roles(connection):
-        await connection.execute(_GRANTS.read_text())
+        for path in _GRANTS:
+            await connection.execute(path.read_text())
