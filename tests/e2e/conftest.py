@@ -15,13 +15,14 @@ import psutil
 import pytest
 import torch
 from fusion_client import Fusion, JobDetail
-from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db.migrate import migrate
 from fusion_core.db.pool import connect, queries
 from fusion_local.processes import base_environment, kill_tree
 from fusion_local.stack import HOST, Stack, free_port
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.inputs import add_key
 
 WORDS = ["the", "model", "grows", "new", "layers", "and", "learns", "from", "every", "row", "while", "old", "weights"]
 QUICK = {
@@ -81,23 +82,13 @@ class Platform:
 
     async def open(self) -> None:
         await migrate(self.stack.database_url())
-        secret = new_secret()
         connection = await connect(self.stack.database_url(), application_name="e2e")
         account = await queries.insert_account(connection, name="e2e")
-        await queries.insert_api_key(
-            connection,
-            account_id=account["id"],
-            name="e2e",
-            prefix=visible_prefix(secret),
-            secret_sha256=secret_sha256(secret),
-            scopes=list(SCOPES),
-            expires_at=None,
-        )
+        self.secret = await add_key(connection, account["id"])
         await connection.close()
-        self.secret = secret
         self.start_api()
         self.start_orchestrators()
-        self.client = Fusion(f"http://{HOST}:{self.port}", secret)
+        self.client = Fusion(f"http://{HOST}:{self.port}", self.secret)
 
     def _start(self, name: str, module: str, within: Sequence[str] = (), **settings: object) -> None:
         own = {f"FUSION_{key.upper()}": str(value) for key, value in settings.items()}

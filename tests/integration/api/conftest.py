@@ -10,7 +10,7 @@ import pytest
 from fusion_api.app import create_app
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
-from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
+from fusion_core.api_keys import SCOPES
 from fusion_core.db import attempts, checkpoints
 from fusion_core.db.attempts import Attempt, Claimer, NewModel
 from fusion_core.db.checkpoints import NewCheckpoint
@@ -22,17 +22,9 @@ from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_http.request_context import RequestContext
 from fusion_local.stack import Stack
 
-from .documented import check_documented
+from tests.inputs import CONFIG, add_base_model, add_dataset, add_key
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-}
+from .documented import check_documented
 
 
 class Customer:
@@ -45,26 +37,16 @@ class Customer:
         self.secret = ""
 
     async def use_key(self, *scopes: str) -> None:
-        self.secret = new_secret()
-        await queries.insert_api_key(
-            self.pool,
-            account_id=self.account_id,
-            name="test",
-            prefix=visible_prefix(self.secret),
-            secret_sha256=secret_sha256(self.secret),
-            scopes=list(scopes),
-            expires_at=None,
-        )
+        self.secret = await add_key(self.pool, self.account_id, scopes)
 
     async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.secret}"} | options.pop("headers", {})
         return await self.http.request(method, path, headers=headers, **options)
 
     async def dataset(self, *, ready: bool = True) -> str:
-        row = await queries.insert_dataset(self.pool, account_id=self.account_id, name="data")
         if ready:
-            await queries.dataset_ready(self.pool, dataset_id=row["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1)
-        return str(row["id"])
+            return str(await add_dataset(self.pool, self.account_id))
+        return str((await queries.insert_dataset(self.pool, account_id=self.account_id, name="data"))["id"])
 
     async def job_body(self, base: str, **changes: Any) -> dict[str, Any]:
         body = {
@@ -177,19 +159,4 @@ async def customer(new_customer: Callable[..., Awaitable[Customer]]) -> Customer
 
 @pytest.fixture
 async def base_model_id(pool: Pool) -> str:
-    base_model_id = uuid4()
-    await queries.insert_base_model(
-        pool,
-        id=base_model_id,
-        family="llama",
-        name="tiny",
-        version="fp32",
-        params=1,
-        precision="fp32",
-        config=CONFIG,
-        s3_prefix=f"base-models/{base_model_id}",
-        manifest=Manifest((FileEntry("config.json", 1, "0" * 64),)),
-        rehearsal=None,
-        content_sha256=base_model_id.hex * 2,
-    )
-    return str(base_model_id)
+    return str(await add_base_model(pool))

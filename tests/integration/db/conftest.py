@@ -18,15 +18,8 @@ from fusion_core.money import DEFAULT_PRICES, estimate_train
 from fusion_core.trainer_protocol import FileEntry, Manifest
 
 from tests.clock import Clock
+from tests.inputs import CONFIG, add_base_model, add_dataset
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
 SHA = "0" * 64
 MANIFEST = Manifest((FileEntry("config.json", 10, SHA),))
 HYPERPARAMS = Hyperparams(turns=2, cycles=2, steps_per_cycle=5)
@@ -46,30 +39,12 @@ class World:
         return account_id
 
     async def base_model(self) -> UUID:
-        base_model_id = uuid4()
-        await queries.insert_base_model(
-            self.pool,
-            id=base_model_id,
-            family="llama",
-            name="tiny",
-            version="fp32",
-            params=1,
-            precision="fp32",
-            config=CONFIG,
-            s3_prefix=s3_keys.base_model(base_model_id),
-            manifest=MANIFEST,
-            rehearsal=None,
-            content_sha256=base_model_id.hex * 2,
-        )
-        return base_model_id
+        return await add_base_model(self.pool)
 
     async def dataset(self, account_id: UUID, *, ready: bool = True) -> UUID:
-        record = await queries.insert_dataset(self.pool, account_id=account_id, name="data")
         if ready:
-            await queries.dataset_ready(
-                self.pool, dataset_id=record["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1
-            )
-        dataset_id: UUID = record["id"]
+            return await add_dataset(self.pool, account_id)
+        dataset_id: UUID = (await queries.insert_dataset(self.pool, account_id=account_id, name="data"))["id"]
         return dataset_id
 
     async def new_train(self, account_id: UUID | None = None, key: str | None = None) -> jobs.NewJob:

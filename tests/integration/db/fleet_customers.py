@@ -22,8 +22,9 @@ from fusion_core.money import DEFAULT_PRICES, Estimate, estimate_contract, estim
 from fusion_core.states import TERMINAL, State
 from fusion_core.webhooks import EVENT_TYPES
 
+from tests.inputs import CONFIG
 from tests.integration.db.bucket import MemoryBucket
-from tests.integration.db.conftest import CONFIG, HYPERPARAMS, World
+from tests.integration.db.conftest import HYPERPARAMS, World
 from tests.integration.db.invariants import History, Violation, violations
 
 TTL_S, GAP_S = 20.0, 10.0

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shlex
 import signal
@@ -35,11 +34,12 @@ from fusion_core.job_spec import (
 from fusion_core.money import DEFAULT_PRICES, Estimate, estimate_contract, estimate_finetune, estimate_train
 from fusion_core.settings import CommonSettings
 from fusion_core.storage import Storage
-from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_local.processes import Processes, base_environment
 from fusion_local.stack import Stack
 from fusion_worker.daemon import Daemon
 from fusion_worker.settings import WorkerSettings
+
+from tests.inputs import CONFIG, add_base_model, add_stored_dataset
 
 STUB = Path(__file__).with_name("stub_trainer.py")
 POOL = "test"
@@ -53,14 +53,6 @@ QUICK: dict[str, str | float] = {
     "isolation_limit_s": 30,
     "min_free_bytes": 0,
     "trainer_command": shlex.join([sys.executable, str(STUB)]),
-}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
 }
 DEADLINE_S = 30.0
 
@@ -80,54 +72,15 @@ class Site:
         self.pool = pool
         self.storage = storage
 
-    async def _put(self, key: str, content: bytes) -> FileEntry:
-        await self.storage.put_bytes(key, content)
-        return FileEntry(key.rsplit("/", 1)[-1], len(content), hashlib.sha256(content).hexdigest())
-
     async def _account(self) -> UUID:
         account_id: UUID = (await queries.insert_account(self.pool, name="account"))["id"]
         return account_id
 
     async def base_model(self) -> UUID:
-        base_model_id = uuid4()
-        prefix = s3_keys.base_model(base_model_id)
-        files = (
-            await self._put(f"{prefix}/config.json", msgspec.json.encode(CONFIG)),
-            await self._put(f"{prefix}/model.safetensors", b"base weights"),
-        )
-        await queries.insert_base_model(
-            self.pool,
-            id=base_model_id,
-            family="llama",
-            name="tiny",
-            version="fp32",
-            params=1,
-            precision="fp32",
-            config=CONFIG,
-            s3_prefix=prefix,
-            manifest=Manifest(files),
-            rehearsal=None,
-            content_sha256=base_model_id.hex * 2,
-        )
-        return base_model_id
+        return await add_base_model(self.pool, self.storage)
 
     async def _dataset(self, account_id: UUID) -> UUID:
-        dataset_id: UUID = (await queries.insert_dataset(self.pool, account_id=account_id, name="data"))["id"]
-        for split in ("train", "heldout"):
-            key = f"jobs/{dataset_id}/{split}-00000.jsonl"
-            file = await self._put(key, b'{"text": "%s"}\n' % split.encode())
-            await queries.insert_shard(
-                self.pool,
-                dataset_id=dataset_id,
-                split=split,
-                ordinal=0,
-                s3_key=key,
-                bytes=file.size,
-                rows=1,
-                sha256=file.sha256,
-            )
-        await queries.dataset_ready(self.pool, dataset_id=dataset_id, shard_count=2, bytes=40, rows=2, heldout_rows=1)
-        return dataset_id
+        return await add_stored_dataset(self.pool, self.storage, account_id)
 
     async def train(self, mode: str = "normal", base_model_id: UUID | None = None) -> UUID:
         """A queued job of four steps; `mode` says what the stub trainer does."""

@@ -14,14 +14,13 @@ from fusion_api.app import create_app
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core import tracing
-from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db import webhooks
-from fusion_core.db.pool import queries
 from fusion_core.settings import CommonSettings
 from fusion_http.request_context import RequestContext
 from fusion_orchestrator.service import running
 from fusion_orchestrator.settings import OrchestratorSettings
 
+from tests.inputs import add_key
 from tests.integration.orchestrator.webhook_receiver import Receiver
 
 from .collector import Collector, Seen
@@ -41,11 +40,8 @@ def collector(common_settings: CommonSettings) -> Iterator[Collector]:
 
 async def submit(site: Site, common: CommonSettings, headers: dict[str, str]) -> httpx.Response:
     """A job of a new customer through the API, with a webhook for its end."""
-    account_id, secret = await site._account(), new_secret()
-    await queries.insert_api_key(
-        site.pool, account_id=account_id, name="key", prefix=visible_prefix(secret),
-        secret_sha256=secret_sha256(secret), scopes=list(SCOPES), expires_at=None,
-    )  # fmt: skip
+    account_id = await site._account()
+    secret = await add_key(site.pool, account_id)
     body = {
         "type": "train",
         "idempotency_key": uuid4().hex,
