@@ -160,6 +160,23 @@ async def test_no_service_is_the_owner(api: OwnConnection, worker: OwnConnection
             await connection.execute(statement)
 
 
+async def test_a_migration_that_changes_nothing_waits_for_no_table_that_workers_write(
+    site: Site, stack: Stack, database_name: str
+) -> None:
+    owner = await connect(stack.database_url(database_name), application_name="test")
+    try:
+        async with site.pool.acquire() as conn, conn.transaction():
+            await conn.execute("lock table job_events, jobs, outbox in row exclusive mode")
+            await owner.execute("set lock_timeout = '5s'")
+            await roles.grant_roles(owner)
+        await owner.execute("comment on function by_worker() is null; drop trigger job_changes_of_workers on jobs")
+        await roles.grant_roles(owner)
+        triggers = "select count(*) from pg_trigger where tgname = 'job_changes_of_workers'"
+        assert await owner.fetchval(triggers) == 1
+    finally:
+        await owner.close()
+
+
 async def test_a_login_that_may_make_no_roles_says_what_to_do(
     api: OwnConnection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
-"""The services' roles in the database: each may do what its statements do (roles.sql)."""
+"""The services' roles in the database: each may do what its statements do (roles.sql, worker_fence.sql)."""
 
+import hashlib
 from pathlib import Path
 
 import asyncpg
@@ -8,7 +9,8 @@ import structlog
 from fusion_core.db.pool import Connection
 
 ROLES = ("fusion_api", "fusion_orchestrator", "fusion_worker")
-_GRANTS = [Path(__file__).with_name(name) for name in ("roles.sql", "worker_fence.sql")]
+_GRANTS = Path(__file__).with_name("roles.sql")
+_FENCE = Path(__file__).with_name("worker_fence.sql")
 
 log = structlog.get_logger()
 
@@ -31,7 +33,14 @@ async def ensure_roles(connection: Connection) -> bool:
 
 
 async def grant_roles(connection: Connection) -> None:
-    """Write anew what each role may do; within the caller's transaction."""
-    if await ensure_roles(connection):
-        for path in _GRANTS:
-            await connection.execute(path.read_text())
+    """Write anew what each role may do; within the caller's transaction.
+
+    The fence only where it is another one: its triggers lock every table that workers write.
+    """
+    if not await ensure_roles(connection):
+        return
+    await connection.execute(_GRANTS.read_text())
+    fence = _FENCE.read_text()
+    mark = hashlib.sha256(fence.encode()).hexdigest()
+    if await connection.fetchval("select obj_description(to_regproc('by_worker'), 'pg_proc')") != mark:
+        await connection.execute(f"{fence}\ncomment on function by_worker() is '{mark}';")

@@ -66,6 +66,15 @@ union all
 select id, 'a queued job waits without an end', jsonb_build_object('not_before', not_before)
 from checked where state = 'queued' and not_before > now() + interval '1 hour'
 union all
+select held.id, 'an account''s count of running jobs, which bounds its claims, is not how many run',
+    jsonb_build_object('account', held.account_id, 'counted', r.jobs, 'running', now_running.jobs)
+from (select distinct on (account_id) account_id, id from checked order by account_id, id) held
+left join accounts_running r on r.account_id = held.account_id
+cross join lateral (
+    select count(*) as jobs from jobs j where j.account_id = held.account_id and j.state = 'running'
+) now_running
+where r.jobs is distinct from now_running.jobs
+union all
 select id, 'a failure without a reason', error from checked
 where state = 'failed' and (coalesce(error ->> 'code', '') = '' or coalesce(error ->> 'message', '') = '')
 union all
