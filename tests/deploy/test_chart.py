@@ -191,19 +191,21 @@ def test_a_follower_is_given_no_database_and_no_redis_and_has_no_way_to_them() -
     assert mounts == {volume["name"] for volume in follower["spec"]["volumes"]}
 
     labels = follower["metadata"]["labels"]
-    reached = [peer for policy in policies_of(labels) for rule in policy["egress"] for peer in ways(rule)]
-    assert {port for peer, port in reached if "ipBlock" in peer} == {443}
-    assert {"podSelector": {"matchLabels": group_label(labels)}} in [peer for peer, _ in reached]
-    trial = [peer for peer, _ in reached if "trial-store" in json.dumps(peer)]
-    assert [peer["podSelector"]["matchLabels"]["fusion/trial-store"] for peer in trial] == ["s3"]
-    led_to = [
-        peer for policy in policies_of(leader["metadata"]["labels"]) for rule in policy["egress"] for peer in ways(rule)
-    ]
-    assert {port for peer, port in led_to if "ipBlock" in peer} == {443, 5432, 6379}
+    assert store_ports(labels) == {443}
+    assert store_ports(leader["metadata"]["labels"]) == {443, 5432, 6379}
+    peers = [peer for peer, _ in reached(labels)]
+    assert {"podSelector": {"matchLabels": {"fusion/group": labels["fusion/group"]}}} in peers
+    trial = [peer["podSelector"]["matchLabels"] for peer in peers if "trial-store" in json.dumps(peer)]
+    assert [each["fusion/trial-store"] for each in trial] == ["s3"]
 
 
-def group_label(labels: dict[str, str]) -> dict[str, str]:
-    return {"fusion/group": labels["fusion/group"]}
+def store_ports(labels: dict[str, str]) -> set[int | None]:
+    return {port for peer, port in reached(labels) if peer.get("ipBlock") == {"cidr": "10.1.0.0/16"}}
+
+
+def reached(labels: dict[str, str]) -> list[tuple[dict[str, Any], int | None]]:
+    """Every peer that a pod with these labels may reach, with a port."""
+    return [way for policy in policies_of(labels) for rule in policy["egress"] for way in ways(rule)]
 
 
 def policies_of(labels: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -293,8 +295,12 @@ def test_the_schema_migrates_before_the_new_release_and_after_a_trial_store_is_t
         ("one on trial", "post-install"),
     ):
         values = STORES | {"redis": {"trial": True}} if case == "one on trial" else CASES[case]
-        job = of_kind(values, "Job")["demo-fusion-migrate"]
-        assert job["metadata"]["annotations"]["helm.sh/hook"] == f"{hook},pre-upgrade", case
+        job = of_kind(values, "Job")["demo-fusion-migrate"]["metadata"]["annotations"]
+        assert job["helm.sh/hook"] == f"{hook},pre-upgrade", case
+        account = of_kind(values, "ServiceAccount")["demo-fusion-migrate"]["metadata"]["annotations"]
+        assert int(account.pop("helm.sh/hook-weight")) < int(job.pop("helm.sh/hook-weight"))
+        assert account == job, "what succeeds together goes together, and nothing of it outlives the release"
+        assert "hook-succeeded" in job["helm.sh/hook-delete-policy"].split(",")
 
 
 def test_each_service_has_its_own_login_and_key_where_they_are_given() -> None:
@@ -341,6 +347,21 @@ def test_workers_reach_the_stores_and_nothing_else() -> None:
     blocks = [peer["ipBlock"]["cidr"] for rule in policies["demo-fusion-stores"]["spec"]["egress"]
               for peer in rule.get("to", []) if "ipBlock" in peer]  # fmt: skip
     assert blocks == ["10.1.0.0/16"]
+
+
+def test_names_are_asked_of_the_clusters_resolver_alone_unless_told_otherwise() -> None:
+    def asked(**more: Any) -> Any:
+        values = STORES | {"networkPolicies": STORES["networkPolicies"] | more}
+        (rule,) = of_kind(values, "NetworkPolicy")["demo-fusion-default"]["spec"]["egress"]
+        assert {port["port"] for port in rule["ports"]} == {53, 5353}
+        return rule.get("to")
+
+    pods, node = asked()
+    assert pods["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+    assert node == {"ipBlock": {"cidr": "169.254.0.0/16"}}
+    own = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]
+    assert asked(dnsTo=own) == own
+    assert asked(dnsTo=[]) is None
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

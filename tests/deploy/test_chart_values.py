@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "pullSecrets": [{"name": "other"}],
     "storeCidrs": ["10.9.0.0/16"],
     "apiCidrs": ["10.9.0.0/16"],
+    "dnsTo": [],
     "storesTo": [{"namespaceSelector": {}}],
     "storePorts": [1],
     "s3Ports": [1],

@@ -138,6 +138,13 @@ capabilities: {drop: [ALL]}
 {{- default (list (int $port)) $given | toJson -}}
 {{- end }}
 
+{{/* When the schema migrates: Secrets of trial stores, and the stores, are installed with the chart, so before it. What a
+     hook has made is no part of the release, so it goes once all have succeeded; where one failed it stays to be read. */}}
+{{- define "fusion.migrateHook" -}}
+helm.sh/hook: {{ ternary "post-install" "pre-install" (or .Values.postgres.trial .Values.redis.trial .Values.s3.trial) }},pre-upgrade
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
 {{/* A pool with what it does not say taken from workerPoolDefaults. */}}
 {{- define "fusion.pool" -}}
 {{- mustMergeOverwrite (deepCopy .root.Values.workerPoolDefaults) (deepCopy .pool) | toJson -}}
