@@ -105,7 +105,12 @@ def create_app(settings: ApiSettings) -> Litestar:
         return config
 
     return Litestar(
-        route_handlers=[Router("/api", route_handlers=[*OPERATIONS, get_document]), health.health, health.ready],
+        route_handlers=[
+            Router("/api", route_handlers=[*OPERATIONS, get_document]),
+            health.health,
+            health.ready,
+            health.ready_without_files,
+        ],
         dependencies={
             "services": Provide(provide_services),
             "caller": Provide(provide_caller),

@@ -1,6 +1,8 @@
 """Liveness and readiness."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import structlog
 from fusion_http.problem_details import ProblemError
@@ -20,11 +22,26 @@ async def health() -> dict[str, str]:
 
 @get("/ready", summary="Can it serve? Postgres and S3 answer", problems=("not_ready",))
 async def ready(services: NamedDependency[Services]) -> dict[str, str]:
+    async with _answering():
+        await services.pool.fetchval("select 1")
+        await services.storage.check()
+    return {"status": "ready"}
+
+
+@get("/ready/postgres", summary="Can it serve all that needs no file? Postgres answers", problems=("not_ready",))
+async def ready_without_files(services: NamedDependency[Services]) -> dict[str, str]:
+    """For load balancers: without S3 jobs and events are served all the same, by no replica better than by this."""
+    async with _answering():
+        await services.pool.fetchval("select 1")
+    return {"status": "ready"}
+
+
+@contextlib.asynccontextmanager
+async def _answering() -> AsyncIterator[None]:
+    """Raises ProblemError not_ready for what fails in the block, or takes too long."""
     try:
         async with asyncio.timeout(DEADLINE_S):
-            await services.pool.fetchval("select 1")
-            await services.storage.check()
+            yield
     except Exception as error:
         log.warning("not_ready", error=repr(error))
         raise ProblemError("not_ready", "a store does not answer") from error
-    return {"status": "ready"}

@@ -45,6 +45,7 @@ async def test_health_readiness_and_the_document(
     stack.processes.stop("s3")
     try:
         problem(await http.get("/ready"), "not_ready")
+        assert (await http.get("/ready/postgres")).json() == {"status": "ready"}, "jobs are served all the same"
     finally:
         stack.start_s3()
 
@@ -160,8 +161,8 @@ async def test_the_document_has_every_operation(http: httpx.AsyncClient) -> None
     document = response.json()
     listed = {(method, path) for path, methods in document["paths"].items() for method in methods}
     paths = {f"/api{re.sub(r':[a-z]+}', '}', path)}" for operation in OPERATIONS for path in operation.paths}
-    assert paths | {"/health", "/ready"} == {path for _, path in listed}
-    assert len(listed) == len(OPERATIONS) + 2
+    assert paths | {"/health", "/ready", "/ready/postgres"} == {path for _, path in listed}
+    assert len(listed) == len(OPERATIONS) + 3
     assert (await http.get("/api/docs")).status_code == 200
 
 

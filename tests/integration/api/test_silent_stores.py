@@ -64,6 +64,7 @@ async def test_every_request_is_answered_within_the_deadline_and_served_once_it_
             http.get("/api/account"),  # over one that is silent from its beginning
             http.post("/api/keys", json={"name": "new", "scopes": ["read"]}, headers={"Idempotency-Key": "one"}),
             http.get("/ready"),
+            http.get("/ready/postgres"),
         ]
         for answer in await asyncio.gather(*asked):
             check_not_ready(answer)
