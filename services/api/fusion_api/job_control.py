@@ -3,6 +3,7 @@
 All three are legal in every state: where they can do nothing they answer the job as it is.
 """
 
+import hashlib
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 import msgspec
 from fusion_core.db import jobs
 from fusion_core.db.job_resumption import CheckpointGoneError, NotStoppedError, resume_from_checkpoint
-from fusion_core.db.jobs import InputGoneError, SpendLimitError
+from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, SpendLimitError
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_http.paging import After, Limit, page
@@ -109,12 +110,17 @@ async def resume_job(
 async def _resume_from(
     connection: Connection, caller: Caller, job_id: UUID, checkpoint_id: UUID, key: str | None, deadline_s: float
 ) -> UUID:
-    """Without an Idempotency-Key one checkpoint makes one job, however often the request is sent."""
-    key = f"resume-{key or checkpoint_id}"
+    """Without an Idempotency-Key one checkpoint makes one job, however often the request is sent.
+
+    The new job's own key tells checkpoints apart: the header's is any string, also one that was sent for another job.
+    """
+    own_key = f"resume-{checkpoint_id}"
+    if key is not None:
+        own_key += f"-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     prices = await current_prices(connection)
     try:
         resumed = await resume_from_checkpoint(
-            connection, caller.account_id, job_id, checkpoint_id, prices, key, deadline_s
+            connection, caller.account_id, job_id, checkpoint_id, prices, own_key, deadline_s
         )
     except NotStoppedError as error:
         raise ProblemError("not_stopped", f"the job is {error}") from error
@@ -125,6 +131,9 @@ async def _resume_from(
         raise not_found(f"{error}: it was deleted meanwhile") from error
     except SpendLimitError as error:
         raise too_much(error) from error
+    except IdempotencyConflictError as error:
+        detail = f"a job was submitted with the idempotency_key {own_key}; send an Idempotency-Key of your own"
+        raise ProblemError("idempotency_conflict", detail, [FieldError("Idempotency-Key", detail)]) from error
     return _own(resumed.job if resumed is not None else None).id
 
 

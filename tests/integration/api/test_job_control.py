@@ -121,6 +121,22 @@ async def test_an_older_checkpoint_makes_a_new_job_with_its_own_price(customer: 
     assert (line["tokens"], line["line_items"]) == (tokens, made["estimate"]["line_items"])
 
 
+async def test_any_key_of_the_customers_serves_for_every_resumption(
+    customer: Any, base_model_id: str, problem: Problem
+) -> None:
+    made = set()
+    for _ in range(2):
+        job_id, checkpoints = await stopped_at(customer, base_model_id, 3000, 6000)
+        body, key = {"checkpoint_id": checkpoints[0]}, {"Idempotency-Key": "k" * 255}
+        answers = [await customer.send("POST", f"/api/jobs/{job_id}/resume", json=body, headers=key) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 200]
+        made |= {answer.json()["id"] for answer in answers}
+    assert len(made) == 2
+    await customer.submit(base_model_id, idempotency_key=f"resume-{checkpoints[0]}")
+    taken = await customer.send("POST", f"/api/jobs/{job_id}/resume", json=body)
+    problem(taken, "idempotency_conflict")
+
+
 async def test_a_resumed_job_that_is_cancelled_pays_no_step_of_the_first(customer: Any, base_model_id: str) -> None:
     job_id, checkpoints = await stopped_at(customer, base_model_id, 3000, 6000)
     made = await post(customer, job_id, "resume", json={"checkpoint_id": checkpoints[0]})
