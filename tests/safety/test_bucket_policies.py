@@ -1,9 +1,10 @@
 """The bucket policies allow what the services do, and no more of what would hurt.
 
-The embedded S3 gateway knows one user and no policies, so they are tried by the rules of the policy language: an
-explicit deny wins, and what no statement allows is denied.
+The embedded S3 gateway reads them, but takes users only from a client that encrypts as MinIO's do. So they are tried by
+the rules of the policy language: an explicit deny wins, and what no statement allows is denied.
 """
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
@@ -11,8 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from fusion_core.storage import Storage
+from fusion_local.stack import Stack
 
 from tests.integration.worker.conftest import Site, Start
 
@@ -79,6 +85,19 @@ async def test_a_workers_policy_allows_what_its_jobs_do(
 def test_only_the_orchestrator_deletes_what_is_published(service: str, key: str) -> None:
     assert not allows(service, "s3:DeleteObject", key)
     assert allows("orchestrator", "s3:DeleteObject", key)
+
+
+@pytest.mark.parametrize("service", ["worker", "api", "orchestrator", None])
+async def test_the_embedded_gateway_takes_each_policy(stack: Stack, service: str | None) -> None:
+    """As `mc admin policy create` sends it; None: what is no policy is refused."""
+    policy = b"{}" if service is None else (POLICIES / f"{service}.json").read_bytes().replace(b"${bucket}", b"fusion")
+    secrets = Credentials(stack.secrets.s3_access_key, stack.secrets.s3_secret_key)
+    address = f"{stack.s3_endpoint}/minio/admin/v3/add-canned-policy?name={service or 'none'}"
+    request = AWSRequest("PUT", address, {"X-Amz-Content-Sha256": hashlib.sha256(policy).hexdigest()}, policy)
+    S3SigV4Auth(secrets, "s3", "us-east-1").add_auth(request)
+    async with httpx.AsyncClient() as client:
+        answer = await client.put(address, headers=dict(request.headers), content=policy)
+    assert answer.is_success == (service is not None), answer.text
 
 
 def test_what_else_nobody_may() -> None:
