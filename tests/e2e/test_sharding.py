@@ -64,3 +64,18 @@ def test_a_job_whose_weights_must_go_back_is_refused_with_its_reason(platform: A
     job = platform.wait(platform.submit("back", retain=0.5), lambda job: job.finished_at is not None)
     assert (job.status, job.error.code) == ("failed", "validation_failed")
     assert "retain" in job.error.message
+
+
+def test_fine_tuning_and_contraction_are_sharded_too(platform: Any, start: Callable[..., str]) -> None:
+    start(**FSDP2)
+    small = {"seq_len": 16, "batch_size": 2, "lr": 0.01}
+    settings = small | {"lora_rank": 4, "steps": 30, "output_name": "finetuned"}
+    body = {"type": "finetune", "base_model_id": platform.base_model_id, "dataset_id": platform.dataset_id}
+    finetuned = platform.completed(platform.client.submit(body | {"hyperparams": settings}).id, 200)
+    result = platform.client.result(finetuned.id)
+    assert result.perplexity_after < result.perplexity_before
+    settings = {"source_model_id": finetuned.output_model_id, "contraction_ratio": 0.5, "num_layers_to_contract": 2}
+    settings |= small | {"train_steps": 6, "output_name": "contracted"}
+    body = {"type": "contract", "dataset_id": platform.dataset_id, "hyperparams": settings}
+    contracted = platform.completed(platform.client.submit(body).id, 200)
+    assert platform.client.result(contracted.id).reproducibility["world_size"] == 2
