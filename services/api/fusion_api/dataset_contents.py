@@ -110,7 +110,8 @@ async def tokens_of(services: Services, caller: Caller, dataset_id: UUID, base_m
 async def _first_bytes(services: Services, dataset_id: UUID, limit: int) -> tuple[bytes, bool]:
     """The first bytes of the training shards, one after the other, and whether that is all of them."""
     parts, size = [], 0
-    async for shard in queries.shards_of_dataset(services.pool, dataset_id=dataset_id):
+    shards = [row async for row in queries.shards_of_dataset(services.pool, dataset_id=dataset_id)]
+    for shard in shards:  # all of them at hand: no connection to Postgres is held while S3 is read
         if shard["split"] != "train":
             continue
         async for chunk in services.storage.open(shard["s3_key"]):

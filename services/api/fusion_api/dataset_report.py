@@ -6,13 +6,13 @@ from uuid import UUID
 import msgspec
 from fusion_core.db.pool import queries
 from fusion_core.job_spec import BadRowPolicy
-from fusion_http.problem_details import ProblemError, not_found
+from fusion_http.problem_details import ProblemError
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from fusion_api.auth import Caller, needs
-from fusion_api.datasets import DatasetStatus
+from fusion_api.datasets import DatasetStatus, own_dataset
 from fusion_api.services import Services
 
 MAX_ERRORS = 1000  # as many as a report lists
@@ -79,9 +79,7 @@ async def get_dataset_report(
     after: Annotated[int, QueryParameter(ge=0, le=MAX_ERRORS, description="how many errors to pass over")] = 0,
 ) -> DatasetReport:
     """Once the dataset is ready or failed. One whose files could not be read at all has none: see its `error`."""
-    row = await queries.get_dataset(services.pool, account_id=caller.account_id, dataset_id=dataset_id)
-    if row is None:
-        raise not_found("dataset")
+    row = await own_dataset(services, caller, dataset_id)
     report: dict[str, Any] | None = await queries.get_dataset_report(services.pool, dataset_id=dataset_id)
     if report is None and row["status"] == "validating":
         raise ProblemError("dataset_not_ready", "the dataset is validating")

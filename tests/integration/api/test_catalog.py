@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from fusion_api.recommend import recommend_lr, recommend_seq_len, recommend_steps
-from fusion_core.db.pool import queries
+from fusion_core.db.pool import Pool, queries
+from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -57,6 +59,23 @@ async def test_the_first_rows_can_be_seen(customer: Any, storage: Any) -> None:
     long = await dataset_with_shards(customer, storage, [{"text": "a" * 600_000}, {"text": "b" * 600_000}])
     cut = (await customer.send("GET", f"/api/datasets/{long}/preview?rows=3")).json()
     assert (len(cut["rows"]), cut["truncated"]) == (1, True)
+
+
+async def test_no_connection_to_postgres_is_held_while_s3_is_read(
+    customer: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset_id = await dataset_with_shards(customer, storage)
+    api: Pool = customer.http._transport.app._app.state.services.pool
+    real, held = Storage.open, []
+
+    async def watched(self: Storage, key: str) -> AsyncIterator[bytes]:
+        held.append(api.get_size() - api.get_idle_size())
+        async for chunk in real(self, key):
+            yield chunk
+
+    monkeypatch.setattr(Storage, "open", watched)
+    assert (await customer.send("GET", f"/api/datasets/{dataset_id}/preview")).status_code == 200
+    assert set(held) == {0}
 
 
 async def test_tokens_are_counted_with_the_base_models_own_tokenizer(
