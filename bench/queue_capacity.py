@@ -1,6 +1,7 @@
 """What one Postgres carries, worked out from the figures of `control_plane.py`, as the tables of docs/scale.md."""
 
 import re
+import textwrap
 from pathlib import Path
 
 from queue_notify import FLUSH_US
@@ -8,6 +9,7 @@ from queue_results import Results, Run
 
 HEARTBEAT_S = 5.0
 REPORT_S = 1.0  # at most one batch of events a second, `metrics_every_s` of the trainer's protocol
+GOAL_OF_ARQ = 0.8
 SHARE = 0.5  # of a core is planned for: the rest is for peaks, vacuum and reads
 DAY_S = 86_400
 GB = 1e9
@@ -66,6 +68,7 @@ def page(results: Results) -> str:
         f"| a worker that reports every second, a day | {point_gb * 1000:.0f} MB |",
         f"| 1,000 such workers, a month | {point_gb * 30:,.1f} TB |",
         *_commits(results),
+        *_beside(results),
     ]
     return "\n".join(lines)
 
@@ -79,6 +82,29 @@ def _commits(results: Results) -> list[str]:
         f"With {FLUSH_US / 1000:.0f} ms added to each flush, {plain:,.0f} commits a second without a notification and"
         f" {notifying:,.0f} with one: {plain / notifying:.1f} times.",
     ]
+
+
+def _beside(results: Results) -> list[str]:
+    """The rates as shares of the others' in the same run, and how near to arq's the doorbell can come."""
+    arq, single = results.contenders["arq"], results.contenders["pgqueuer, one at a time"]
+    sql = max(run.jobs_per_s for run in results.runs["growth"])
+    arq_ms, sql_ms = 1000 / arq, 1000 / sql
+    both = 1000 / (arq_ms + sql_ms)
+    bells = [run for run in results.runs["doorbell"] if run.label != "arrivals"]
+    shares = " and ".join(f"{run.jobs_per_s / arq:.2f} ({run.label})" for run in bells)
+    rates = (
+        f"Claim to complete in SQL is {sql / single:.2f} of pgqueuer one at a time; by the doorbell it is {shares}"
+        " of arq."
+    )
+    why = (
+        f"**Why not {GOAL_OF_ARQ} of arq.** These cores are done with a no-op job of arq after {arq_ms:.2f} ms, with a"
+        f" claim and a completion of Fusion after {sql_ms:.2f} ms. A job that is rung for takes both: at most"
+        f" {both:,.0f} a second, {both / arq:.2f} of arq, if ringing cost nothing. A daemon that finds its next job by"
+        f" looking needs no ring: at most {sql:,.0f}, {sql / arq:.2f} of arq. {GOAL_OF_ARQ} of arq would leave"
+        f" {arq_ms / GOAL_OF_ARQ:.2f} ms for everything, and two durable transactions alone take"
+        f" {sql_ms * GOAL_OF_ARQ / arq_ms:.1f} times that; arq writes to memory and forgets the job."
+    )
+    return ["", *textwrap.wrap(rates, 120), "", *textwrap.wrap(why, 120)]
 
 
 def _measured(results: Results) -> list[str]:

@@ -80,13 +80,15 @@ class Fleet:
         self._random = random.Random(order.seed)
         self._left = order.jobs
         self._idle: asyncio.Queue[asyncio.Future[tuple[UUID, int]]] = asyncio.Queue()
+        self._consumer: Worker | None = None
+        self._listening = 0
         self.report = Report()
 
     async def run(self, redis_url: str) -> None:
         """Raises ExceptionGroup or TimeoutError."""
-        bell = (
-            asyncio.create_task(_consumer(redis_url, self._order.workers, self._rung).main()) if self._rings else None
-        )
+        if self._rings:
+            self._consumer = _consumer(redis_url, self._order.workers, self._rung)
+        bell = asyncio.create_task(self._consumer.main()) if self._consumer is not None else None
         self.report.began = time.time()
         async with asyncio.timeout(DEADLINE_S):
             async with asyncio.TaskGroup() as workers:
@@ -131,15 +133,24 @@ class Fleet:
         """Until the doorbell rings for this worker, or it is time to look again."""
         bell: asyncio.Future[tuple[UUID, int]] = asyncio.get_running_loop().create_future()
         self._idle.put_nowait(bell)
+        self._count_listeners(1)
         try:
             async with asyncio.timeout(self._random.uniform(*LOOK_AGAIN_S)):
                 job_id, epoch = await bell
         except TimeoutError:
             return None
+        finally:
+            self._count_listeners(-1)
         attempt_id = uuid4()
         job = await self._call("claim", attempts.claim, claimer, job_id, epoch, attempt_id, TTL_S)
         self.report.rung += job is not None
         return self._claimed(job, attempt_id)
+
+    def _count_listeners(self, change: int) -> None:
+        """No more rings are taken than workers listen: a ring that waits in one process is another's loss."""
+        self._listening += change
+        if self._consumer is not None:
+            self._consumer.max_jobs = self._listening
 
     async def _rung(self, _ctx: dict[Any, Any], job_id: str, epoch: int) -> None:
         """The arq function: hands the ring to the worker that has been idle longest."""

@@ -11,14 +11,13 @@ from pathlib import Path
 import matplotlib as mpl
 import msgspec
 from matplotlib import pyplot as plt
-from queue_capacity import write_page
+from queue_capacity import GOAL_OF_ARQ, write_page
 from queue_results import Results, Run, Times
 from rich.console import Console
 from rich.table import Table
 
 mpl.use("Agg")
 
-GOAL_OF_ARQ = 0.8
 GOAL_CORES = 0.1
 MIB = 2**20
 
