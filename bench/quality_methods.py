@@ -22,16 +22,22 @@ class Method:
 
 
 METHODS = {
-    "full": Method("full fine-tuning", (1e-3, 2e-3, 4e-3), {"growth_factor": 1.0, "train_scope": "all"}),
+    "full": Method(
+        "full fine-tuning", (1e-3, 2e-3, 4e-3), {"growth_factor": 1.0, "train_scope": "all", "own_head": False}
+    ),
     "lora": Method("LoRA, rank 16", (4e-3, 8e-3, 1.6e-2), {}, lora_rank=16),
     "expansion": Method(
-        "frozen block expansion", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "growth_placement": "even"}
+        "frozen block expansion",
+        (4e-3, 8e-3, 1.6e-2),
+        {"train_scope": "new", "growth_placement": "even", "own_head": False},
     ),
-    "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new"}),
-    "head": Method("Fusion, default mode, own head", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": True}),
-    "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all"}),
+    "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": True}),
+    "tied": Method(
+        "Fusion, default mode, head left tied", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": False}
+    ),
+    "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all", "own_head": False}),
 }
-FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "head", "deep", "expansion", "lora")
+FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "tied", "deep", "expansion", "lora")
 
 
 @dataclass(frozen=True, order=True)
