@@ -17,6 +17,7 @@ from fusion_core.growth_plan import GrowthPlan
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import CheckpointSaved, EngineRun, Evaluation, Metrics
 from fusion_engine.batch import Batch
+from fusion_engine.families import HEAD
 from fusion_engine.grow import new_blocks
 from fusion_engine.objective import next_token_loss
 from fusion_engine.progress import Progress
@@ -69,7 +70,7 @@ class _ClockedReporter:
 
 def new_parameters(model: Any, plan: GrowthPlan) -> dict[str, torch.nn.Parameter]:
     """Freeze all of a grown model but what `plan` added, as train_scope new does: in bf16 on a GPU."""
-    prefixes = tuple(f"model.layers.{number}." for number in new_blocks(plan))
+    prefixes = tuple(f"model.layers.{number}." for number in new_blocks(plan)) + ((HEAD,) if plan.own_head else ())
     on_gpu = next(model.parameters()).is_cuda
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))

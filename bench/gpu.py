@@ -26,6 +26,7 @@ import torch
 from contenders import RandomRows, new_parameters, train_with_fusion, train_with_hugging_face
 from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams
+from fusion_engine.families import HEAD
 from fusion_engine.grow import new_blocks
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -73,6 +74,7 @@ def grown(case: Case) -> tuple[Any, GrowthPlan]:
     plan = plan_growth(config)
     settings = {name: value for name, value in config.items() if name not in ("architectures", "model_type")}
     settings["num_hidden_layers"] = plan.layers_after
+    settings["tie_word_embeddings"] = config["tie_word_embeddings"] and not plan.own_head
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
@@ -112,7 +114,7 @@ def _work(model: Any, plan: GrowthPlan, case: Case) -> tuple[float, float]:
     embedding = id(model.get_input_embeddings().weight)
     for name, parameter in model.named_parameters():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else plan.layers_after
-        learns = case.contender != "fusion new" or layer in blocks
+        learns = case.contender != "fusion new" or layer in blocks or (plan.own_head and name == HEAD)
         above = layer >= blocks[0]
         size = parameter.numel()
         if id(parameter) != embedding or model.config.tie_word_embeddings:

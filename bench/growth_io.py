@@ -120,7 +120,7 @@ def peak_of(child: str, *arguments: str) -> tuple[float, float]:
 
 def compare(axis: Axis, base: Path, folder: Path, repeats: int) -> tuple[GrowthPlan, float, float, int]:
     """The plan, the median seconds of growth and of `cp` of the same bytes, and how many those are."""
-    plan = plan_growth(json.loads((base / "config.json").read_text()), axis=axis)
+    plan = plan_growth(json.loads((base / "config.json").read_text()), axis=axis, own_head=False)
     opened, sample = open_base(base, plan), folder / f"sample-{axis}"
     grow(opened, plan, sample)
     grown, copied = [], []

@@ -31,7 +31,7 @@ METHODS = {
         (4e-3, 8e-3, 1.6e-2),
         {"train_scope": "new", "growth_placement": "even", "own_head": False},
     ),
-    "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": True}),
+    "fusion": Method("Fusion, default mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new"}),
     "tied": Method(
         "Fusion, default mode, head left tied", (4e-3, 8e-3, 1.6e-2), {"train_scope": "new", "own_head": False}
     ),

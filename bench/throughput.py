@@ -52,7 +52,7 @@ def documents(count: int) -> list[list[int]]:
 
 
 def grown() -> tuple[LlamaForCausalLM, GrowthPlan]:
-    plan = plan_growth(CONFIG)
+    plan = plan_growth(CONFIG, own_head=False)
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIG.items() if name != "architectures"}
     return LlamaForCausalLM(LlamaConfig(**settings | {"num_hidden_layers": plan.layers_after})), plan

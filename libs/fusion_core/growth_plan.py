@@ -79,7 +79,7 @@ def plan_growth(
     layers_added: int | None = None,
     axis: Axis = "depth",
     placement: Placement = "upper",
-    own_head: bool | None = False,
+    own_head: bool | None = None,
 ) -> GrowthPlan:
     """Plan the growth of the model that a config.json describes.
 

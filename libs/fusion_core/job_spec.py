@@ -40,7 +40,7 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     growth_axis: Literal["depth", "width"] = "depth"
     growth_placement: Literal["diagnosed", "upper", "even"] = "diagnosed"
     train_scope: Literal["new", "all"] = "new"
-    own_head: bool | None = False
+    own_head: bool | None = None
     old_lr_scale: Share = 0.2
     replay_fraction: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
     retain: Share = 0.0

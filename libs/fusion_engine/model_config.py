@@ -48,7 +48,7 @@ def plan_of(
     layers_added: int | None = None,
     axis: Axis = "depth",
     placement: Placement = "upper",
-    own_head: bool | None = False,
+    own_head: bool | None = None,
 ) -> GrowthPlan:
     """`plan_growth` of a config that may be wrong. Raises RejectedError for a bad config or an impossible request."""
     read_shape(config)

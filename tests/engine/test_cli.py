@@ -29,7 +29,7 @@ def test_plan_prints_the_exact_plan(tiny_base: Path, capsys: pytest.CaptureFixtu
 def test_inspect_names_family_and_growth(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "inspect", str(tiny_base))
     assert text.startswith("family      llama\n")
-    assert "one layer at a time; by default to 5 layers" in text
+    assert "one layer at a time; by default to 4 layers, a head of its own and" in text
     report = json.loads(printed(capsys, "inspect", str(tiny_base), "--json"))
     assert report["inference"]["cache_per_token"] == 2 * 2 * 3 * 2 * 8  # bf16, K and V, layers, heads, channels
 

@@ -25,7 +25,8 @@ def prompts() -> list[np.ndarray[Any, np.dtype[np.int32]]]:
 
 
 def opened(folder: Path, growth_factor: float = 1.52) -> tuple[BaseFolder, GrowthPlan]:
-    plan = plan_growth(json.loads((folder / "config.json").read_text()), growth_factor=growth_factor, placement="even")
+    config = json.loads((folder / "config.json").read_text())
+    plan = plan_growth(config, growth_factor=growth_factor, placement="even", own_head=False)
     return open_base(folder, plan), plan
 
 

@@ -17,7 +17,7 @@ from fusion_engine.trainable import load_grown
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-ALL = replace(HYPERPARAMS, train_scope="all")
+ALL = replace(HYPERPARAMS, train_scope="all", own_head=False)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_nothing_to_train_is_refused(make_run: MakeRun) -> None:
 def test_the_backward_pass_ends_at_the_first_new_block(make_run: MakeRun, tiny_base: Path, tmp_path: Path) -> None:
     from fusion_core.trainer_protocol import TrainRun, read_run
 
-    run = read_run(make_run("graph"))
+    run = read_run(make_run("graph", hyperparams=replace(HYPERPARAMS, own_head=False)))
     assert isinstance(run, TrainRun)
     base = open_base(tiny_base, run.growth_plan)
     grow(base, run.growth_plan, tmp_path / "grown")  # new blocks are 2 and 4 of 0 to 4

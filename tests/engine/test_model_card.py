@@ -96,7 +96,7 @@ def test_a_jobs_model_carries_its_card(make_run: MakeRun, copy_base: Path) -> No
     execute(run_dir)
     card = (run_dir / "export" / CARD_FILE).read_text()
     result = of_type(run_dir, "Finished")[0].result
-    assert "grower is tiny, grown in depth from 3 to 5 layers (" in card
+    assert "grower is tiny, grown in depth from 3 to 4 layers with an output head of its own (" in card
     assert "## Data\n\nrows\n" in card
     assert "| seq_len | 16 |" in card
     assert f"| perplexity, turn_2 | {result['perplexity']['turn_2']:.6g} |" in card

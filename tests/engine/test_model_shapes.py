@@ -99,7 +99,9 @@ def test_grown_counts(architecture: str) -> None:
     settings = SMALL | (SSM if architecture.startswith("Falcon") else {})
     config = {"architectures": [architecture]} | settings
     depth, width = plan_growth(config), plan_growth(config, axis="width", growth_factor=1.3)
-    layers = {"num_hidden_layers": depth.layers_after}
+    layers: dict[str, Any] = {"num_hidden_layers": depth.layers_after}
+    if depth.own_head:
+        layers["tie_word_embeddings"] = False
     assert counted(CLASSES[architecture](**(settings | layers))) == depth.params_after > depth.params_before
     ffn = {"intermediate_size": width.ffn_after}
     assert counted(CLASSES[architecture](**(settings | ffn))) == width.params_after > width.params_before

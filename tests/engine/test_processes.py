@@ -27,7 +27,7 @@ def attempt(run_dir: Path, **environment: str) -> subprocess.CompletedProcess[st
     return launch("-m", "fusion_engine", str(run_dir), **environment)
 
 
-SETTINGS = [replace(HYPERPARAMS, train_scope=scope) for scope in ("new", "all")]
+SETTINGS = [replace(HYPERPARAMS, train_scope=scope, own_head=False) for scope in ("new", "all")]
 SETTINGS.append(replace(HYPERPARAMS, growth_factor=2.0, own_head=True))
 SETTINGS_NAMES = ["new", "all", "own-head"]
 

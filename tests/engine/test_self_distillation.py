@@ -25,7 +25,7 @@ from fusion_engine.trainable import Trainable, load_grown
 from msgspec.structs import replace
 
 CPU, FP32 = torch.device("cpu"), torch.float32
-SETTINGS = replace(HYPERPARAMS, replay_fraction=0.5)
+SETTINGS = replace(HYPERPARAMS, replay_fraction=0.5, own_head=False)
 SCOPES = [SETTINGS, replace(SETTINGS, train_scope="all"), replace(SETTINGS, own_head=True)]
 SCOPE_NAMES = ["new", "all", "own-head"]
 

@@ -32,7 +32,8 @@ def add_growth_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--own-head",
         action=argparse.BooleanOptionalAction,
-        help="a head of its own for a model whose head is its embedding, paid out of the factor (no)",
+        help="a head of its own for a model whose head is its embedding, paid out of the factor (in growth by depth,"
+        " where the factor pays for it and a layer)",
     )
 
 
@@ -44,7 +45,7 @@ def plan_from(config: dict[str, Any], arguments: argparse.Namespace) -> GrowthPl
         layers_added=arguments.layers_added,
         axis=arguments.axis,
         placement=arguments.placement,
-        own_head=bool(arguments.own_head),
+        own_head=arguments.own_head,
     )
 
 

@@ -27,7 +27,7 @@ MEANINGS: Mapping[str, str] = {
     "growth_axis": "new layers, or wider FFNs",
     "growth_placement": "where new layers go: where the data needs them, the upper half of the stack, or all of it",
     "train_scope": "what learns: only what was added, or everything",
-    "own_head": "a head of its own for a model whose head is its embedding, paid out of growth_factor",
+    "own_head": "a head of its own for a model whose head is its embedding; left out, where growth_factor pays for it",
     "old_lr_scale": "share of lr for the copied old weights, with train_scope all",
     "replay_fraction": "share of rows that rehearse what the base knew",
     "retain": "how far old weights go back toward the base at export",

@@ -80,8 +80,8 @@ def _describe(report: _Report) -> str:
     grown = InferenceCost.of(shape, report.depth).cache_per_token if report.depth else 0
     steps = "one layer at a time" if shape.group == 1 else f"in groups of {shape.group} layers"
     depth = (
-        f"{steps}; by default to {report.depth.layers_after} layers and {report.depth.params_after:,} parameters,"
-        f" KV cache {grown:,} bytes a token"
+        f"{steps}; by default to {report.depth.layers_after} layers{', a head of its own' * report.depth.own_head} and"
+        f" {report.depth.params_after:,} parameters, KV cache {grown:,} bytes a token"
         if report.depth
         else f"no: {report.depth_fault}"
     )

@@ -29,7 +29,7 @@ factors = st.floats(1.0, 4.0)
 
 @given(configs, factors)
 def test_the_plan_adds_whole_blocks_nearest_to_the_factor(base: dict[str, Any], factor: float) -> None:
-    shape, plan = shape_of(base), plan_growth(base, growth_factor=factor, placement="even")
+    shape, plan = shape_of(base), plan_growth(base, growth_factor=factor, placement="even", own_head=False)
     added = len(plan.new_after)
     assert plan.params_before == shape.params
     assert plan.params_added == added * shape.block_params
