@@ -36,7 +36,7 @@ def test_it_trains_and_leaves_nothing_but_the_model(
     assert after < before
     assert "retention" in printed.out, "the pool was sampled, and a part of it measured"
     assert "step 8: held-out perplexity" in printed.err
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours", local_files_only=True).config.num_hidden_layers == 5
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours", local_files_only=True).config.num_hidden_layers == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "rows.jsonl"]
     assert main(words(tiny_base, data, tmp_path / "ours")) == 2
     assert "exists; name a folder that does not" in capsys.readouterr().err
