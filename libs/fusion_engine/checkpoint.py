@@ -20,6 +20,7 @@ import torch
 from fusion_core import failpoints
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import CHECKPOINT_FORMAT_VERSION, MANIFEST_FILE, Manifest
+from msgspec.structs import fields
 from safetensors.torch import load_file
 
 from fusion_engine.files import build_manifest, complete_or_absent, write_manifest
@@ -68,9 +69,16 @@ class TrainedTensors:
         return cls({name: parameter.data for name, parameter in parameters.items()}, moments)
 
 
-def identity_of(*parts: object) -> str:
-    """The SHA-256 of what decides the shape of the work: its kind, its plan, its own hyperparameters."""
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+def identity_of(kind: str, *parts: msgspec.Struct) -> str:
+    """The SHA-256 of what decides the shape of the work: its kind, its plan, its own hyperparameters.
+
+    Fields at their defaults are left out: one that a later release adds parts no running job from its checkpoints.
+    """
+    said = [
+        {field.encode_name: value for field in fields(part) if (value := getattr(part, field.name)) != field.default}
+        for part in parts
+    ]
+    return hashlib.sha256(msgspec.json.encode([kind, *said], order="sorted")).hexdigest()
 
 
 def write_checkpoint(folder: Path, state: CheckpointState, tensors: TrainedTensors) -> Manifest:

@@ -4,13 +4,14 @@ import errno
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from engine_runs import MakeRun, exported, last_checkpoint, of_type
 from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import CheckpointSaved
 from fusion_engine import checkpoint_writer
-from fusion_engine.checkpoint import CheckpointState, TrainedTensors, read_tensors
+from fusion_engine.checkpoint import CheckpointState, TrainedTensors, identity_of, read_tensors
 from fusion_engine.checkpoint_writer import CheckpointWriter
 from fusion_engine.progress import Progress
 from fusion_engine.run import execute
@@ -100,3 +101,16 @@ def test_resuming_twice_gives_the_same_bytes(make_run: MakeRun) -> None:
     execute(twice)
     assert exported(once) == exported(twice) == exported(whole)
     assert Path(str(last_checkpoint(twice))).name == "00000016"
+
+
+def test_a_field_of_a_later_release_parts_no_job_from_its_checkpoints() -> None:
+    older = msgspec.defstruct("Plan", [("layers", int), ("group", int, 1)])
+    later = msgspec.defstruct("Plan", [("layers", int), ("group", int, 1), ("own_head", bool, False)])
+    assert identity_of("train", older(2)) == identity_of("train", later(2))
+    different = [
+        ("train", later(2, own_head=True)),
+        ("train", later(3)),
+        ("train", later(2, 2)),
+        ("contract", later(2)),
+    ]
+    assert len({identity_of(kind, plan) for kind, plan in [("train", later(2)), *different]}) == 5
