@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 from fusion_client import JobDetail
 from fusion_local.stack import HOST
@@ -56,7 +55,7 @@ class Group:
         )
 
     def kill(self, machine: int) -> None:
-        psutil.Process(self._platform.stack.processes.pid(self._names[machine])).kill()
+        self._platform.stack.processes.kill(self._names.pop(machine))
 
     def stop(self) -> None:
         for name in self._names.values():
