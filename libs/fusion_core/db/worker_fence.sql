@@ -2,10 +2,12 @@
 -- The worker's own statements name job, epoch and attempt and are fenced by them; those are no secrets among workers.
 -- This fence asks for the login, so it parts workers that have logins of their own.
 
-create or replace function by_worker() returns boolean language sql stable as $$
-    select pg_has_role(current_user, 'fusion_worker', 'usage')
-        and not pg_has_role(current_user, 'fusion_orchestrator', 'usage')  -- the owner, and superusers, are of every role
-$$;
+-- In plpgsql, because a function in SQL is parsed and planned anew for each trigger of each statement: 8 us against 1.
+create or replace function by_worker() returns boolean language plpgsql stable as $$
+begin
+    return pg_has_role(current_user, 'fusion_worker', 'usage')
+        and not pg_has_role(current_user, 'fusion_orchestrator', 'usage');  -- the owner, and superusers, are of every role
+end $$;
 
 create or replace function login_oid() returns oid language sql stable as $$
     select quote_ident(session_user)::regrole::oid
