@@ -51,7 +51,7 @@ async def resume_from_checkpoint(
     """From the newest checkpoint the job itself goes on; from an older one a new job with idempotency key `key`.
 
     The new job has the spec of the first, and a price of its own for the steps that are left. None: no such job.
-    Raises NotStoppedError, CheckpointGoneError, and what `submit_job` raises.
+    Raises NotStoppedError, CheckpointGoneError, PriceError, and what `submit_job` raises.
     """
     async with conn.transaction():
         job = await lock_own_job(conn, account_id, job_id)

@@ -14,8 +14,9 @@ from fusion_core.db.job_resumption import CheckpointGoneError, NotStoppedError, 
 from fusion_core.db.jobs import IdempotencyConflictError, InputGoneError, SpendLimitError
 from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
+from fusion_core.money import PriceError
 from fusion_http.paging import After, Limit, page
-from fusion_http.problem_details import FieldError, ProblemError, not_found
+from fusion_http.problem_details import FieldError, ProblemError, invalid, not_found
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
@@ -127,6 +128,9 @@ async def _resume_from(
     except CheckpointGoneError as error:
         what = "checkpoint of this job that can be read"
         raise ProblemError("not_found", f"no such {what}", [FieldError("/checkpoint_id", f"no such {what}")]) from error
+    except PriceError as error:  # prices were narrowed since the first job was created
+        detail = f"{error}; resumed without checkpoint_id, the job goes on at the price it has"
+        raise invalid([FieldError("/checkpoint_id", detail)]) from error
     except InputGoneError as error:
         raise not_found(f"{error}: it was deleted meanwhile") from error
     except SpendLimitError as error:

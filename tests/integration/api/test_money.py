@@ -143,6 +143,24 @@ async def test_a_change_of_prices_touches_no_job_that_exists(customer: Any, base
     assert resumed.json()["estimate"]["line_items"][0]["rate"] == 6.0, "a new job is created at the prices of its day"
 
 
+async def test_a_price_table_that_no_longer_reaches_a_model_refuses_its_older_checkpoints(
+    customer: Any, base_model_id: str, problem: Problem
+) -> None:
+    job_id = await customer.submit(base_model_id)
+    lease = await customer.claim(job_id)
+    older, _ = [await customer.checkpoint(lease, step) for step in (10, 20)]
+    await customer.send("POST", f"/api/jobs/{job_id}/stop")
+    await customer.obey(lease)
+    narrower = replace(DEFAULT_PRICES, version=2, tiers=(replace(DEFAULT_PRICES.tiers[0], max_params=1000),))
+    await queries.insert_prices(customer.pool, version=2, price_table=narrower)
+    refused = await customer.send("POST", f"/api/jobs/{job_id}/resume", json={"checkpoint_id": older})
+    (fault,) = problem(refused, "validation_failed")["errors"]
+    assert fault["pointer"] == "/checkpoint_id"
+    assert "beyond the largest priced model" in fault["detail"]
+    assert "without checkpoint_id" in fault["detail"], "what to do next"
+    assert (await customer.send("POST", f"/api/jobs/{job_id}/resume")).json()["status"] == "queued", "its price is kept"
+
+
 async def test_an_estimate_of_a_job_creates_nothing_and_names_what_is_wrong(
     customer: Any, base_model_id: str, problem: Problem
 ) -> None:
