@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fusion_engine.families import FAMILIES, Family
+from fusion_engine.finite_tensor import FiniteTensor
 from fusion_engine.model_config import CONFIG_FILE, read_config, read_shape
 from fusion_engine.outcomes import RejectedError
 from fusion_engine.safetensors_stream import TORCH_DTYPES, DamagedFileError, StoredTensor, read_header
@@ -48,6 +49,19 @@ def open_base(path: Path, plan: GrowthPlan | None = None) -> BaseFolder:
         )
         raise _rejected("base_model_corrupt", [{"file": CONFIG_FILE, "detail": detail}])
     return BaseFolder(path, FAMILIES[shape.family], config, tensors)
+
+
+def check_weights(base: BaseFolder) -> None:
+    """Read all weights. Raises RejectedError base_model_corrupt for NaN or infinity: such a model computes nothing.
+
+    For those who load the model as it is; growing looks at what passes by.
+    """
+    try:
+        for name, tensor in base.tensors.items():
+            for _ in FiniteTensor.of(name, tensor).chunks():
+                pass
+    except DamagedFileError as error:
+        raise RejectedError("base_model_corrupt", f"{error}. Import an intact copy of the model again.") from error
 
 
 def load_tokenizer(base: BaseFolder) -> Any:

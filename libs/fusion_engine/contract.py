@@ -16,13 +16,12 @@ from fusion_core.contraction_plan import ContractionPlan
 from fusion_core.model_shapes import shape_of
 from fusion_core.trainer_protocol import ContractRun, Evaluation, ExportSaved
 
-from fusion_engine.base_folder import BaseFolder, load_model, open_base
+from fusion_engine.base_folder import BaseFolder, check_weights, load_model, open_base
 from fusion_engine.channel_slices import Channels, contracted_tensors
 from fusion_engine.checkpoint import identity_of, read_state
 from fusion_engine.evaluate import evaluate
 from fusion_engine.export import write_export
 from fusion_engine.files import complete_or_absent
-from fusion_engine.finite_tensor import FiniteTensor
 from fusion_engine.grow import write_config
 from fusion_engine.heal import distillation_from, heals
 from fusion_engine.healing_text import HealingText, prepare_text
@@ -42,7 +41,7 @@ from fusion_engine.reconstruct import reconstruct
 from fusion_engine.reporter import Reporter
 from fusion_engine.reproducibility import fingerprint
 from fusion_engine.run_directory import CONTRACTED_FOLDER, EXPORT_FOLDER
-from fusion_engine.safetensors_stream import DamagedFileError, MemoryTensor, TensorSource, write_model
+from fusion_engine.safetensors_stream import MemoryTensor, TensorSource, write_model
 from fusion_engine.train import Subject, Trainer
 from fusion_engine.trainable import load_frozen
 from fusion_engine.training_curve import add_curve, curve_files
@@ -71,7 +70,7 @@ def contract_job(run_dir: Path, run: ContractRun, accelerator: Accelerator, repo
     plan, identity = run.contraction_plan, identity_of("contract", run.contraction_plan, run.hyperparams)
     base = open_base(Path(run.base_dir))
     _check_request(run, base)
-    _check_weights(base)
+    check_weights(base)
     resumed = Path(run.checkpoint_dir) if run.checkpoint_dir is not None else None
     healing = run.hyperparams.healing()
     state = read_state(resumed, identity, healing, run.num_processes) if resumed is not None else None
@@ -164,16 +163,6 @@ def _check_request(run: ContractRun, base: BaseFolder) -> None:
             f"the source has {shape.layers} layers, {shape.ffn} FFN channels and {shape.params} parameters; the"
             f" contraction plan was made for {plan.layers}, {plan.ffn_before} and {plan.params_before}",
         )
-
-
-def _check_weights(base: BaseFolder) -> None:
-    """Raises RejectedError base_model_corrupt for NaN or infinity: nothing can be sampled from such a source."""
-    try:
-        for name, tensor in base.tensors.items():
-            for _ in FiniteTensor.of(name, tensor).chunks():
-                pass
-    except DamagedFileError as error:
-        raise RejectedError("base_model_corrupt", f"{error}. Import an intact copy of the model again.") from error
 
 
 def _measure(model: Any, text: HealingText, accelerator: Accelerator) -> Evaluation:

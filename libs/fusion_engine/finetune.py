@@ -5,7 +5,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from fusion_core.trainer_protocol import ExportSaved, FinetuneRun
 
-from fusion_engine.base_folder import load_model, open_base
+from fusion_engine.base_folder import check_weights, load_model, open_base
 from fusion_engine.checkpoint import identity_of, read_state
 from fusion_engine.export import write_export
 from fusion_engine.lora import attach_adapters, merged_tensors
@@ -31,6 +31,7 @@ def finetune_job(run_dir: Path, run: FinetuneRun, accelerator: Accelerator, repo
     hyperparams = run.hyperparams.training()
     reporter.phase("preparing")
     base = open_base(Path(run.base_dir))
+    check_weights(base)
     data = prepare_data(run_dir / TOKENS_FOLDER, run, base, accelerator, RowSettings.of(hyperparams))
     identity = identity_of("finetune", run.hyperparams)
     resumed = Path(run.checkpoint_dir) if run.checkpoint_dir is not None else None

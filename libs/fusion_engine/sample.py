@@ -19,7 +19,7 @@ from fusion_core.trainer_protocol import SampleRun, ShardSaved
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from fusion_engine.base_folder import BaseFolder, load_model, open_base
+from fusion_engine.base_folder import BaseFolder, check_weights, load_model, open_base
 from fusion_engine.files import build_manifest, complete_or_absent
 from fusion_engine.model_config import check_seq_len
 from fusion_engine.outcomes import RejectedError
@@ -40,6 +40,7 @@ def sample_job(run_dir: Path, run: SampleRun, accelerator: Accelerator, reporter
     """Write the pool that run.json asks for and report it; returns the counts."""
     reporter.phase("preparing")
     base, folder = open_base(Path(run.base_dir)), run_dir / POOL_FOLDER
+    check_weights(base)
     reporter.obey(0)
     write_pool(folder, base, run.rows, run.seq_len, run.seed, accelerator, reporter)
     if accelerator.is_main_process:

@@ -16,7 +16,7 @@ from fusion_engine.lora import attach_adapters, merged_tensors
 from fusion_engine.run import execute
 from fusion_engine.safetensors_stream import read_header, write_model
 from msgspec.structs import replace
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 SETTINGS = FinetuneHyperparams(lora_rank=4, steps=12, lr=1e-2, seq_len=16, batch_size=4)
@@ -119,3 +119,12 @@ def test_other_families_can_be_fine_tuned(family_maker: Callable[..., Any], tmp_
         model(input_ids=torch.arange(9)[None]).logits.square().mean().backward()
         assert all(parameter.grad is not None for parameter in parameters.values())
         assert adapters.keys() <= base.tensors.keys()
+
+
+def test_a_base_with_weights_that_are_no_numbers_is_refused(make_finetune: MakeRun, copy_base: Path) -> None:
+    weights = load_file(copy_base / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"][3, 2] = float("nan")
+    save_file(weights, copy_base / "model.safetensors", metadata={"format": "pt"})
+    run_dir = make_finetune("run", base=copy_base)
+    execute(run_dir)
+    assert outcome(run_dir).code == "base_model_corrupt"

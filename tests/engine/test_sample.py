@@ -9,6 +9,7 @@ from fusion_core.trainer_protocol import EventReader, Finished, Rejected, Sample
 from fusion_engine.base_folder import load_model, open_base
 from fusion_engine.run import execute
 from fusion_engine.sample import ROWS_PER_BATCH, read_pool, sample_batch, start_id
+from safetensors.torch import load_file, save_file
 
 
 def sample(folder: Path, base: Path, **fields: Any) -> Path:
@@ -50,6 +51,16 @@ def test_samples_follow_the_bases_own_distribution(tiny_base: Path) -> None:
     found = torch.bincount(drawn, minlength=len(expected)) / len(drawn)
     chi_square = float((len(drawn) * (found - expected) ** 2 / expected).sum())
     assert chi_square < len(expected) + 5 * (2 * len(expected)) ** 0.5
+
+
+def test_a_base_with_weights_that_are_no_numbers_is_refused(copy_base: Path, tmp_path: Path) -> None:
+    weights = load_file(copy_base / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"][3, 2] = float("nan")
+    save_file(weights, copy_base / "model.safetensors", metadata={"format": "pt"})
+    found = events(sample(tmp_path / "run", copy_base))[-1]
+    assert isinstance(found, Rejected)
+    assert found.code == "base_model_corrupt"
+    assert "model.layers.1.self_attn.q_proj.weight" in found.message
 
 
 def test_an_eos_does_not_end_a_row(tiny_base: Path) -> None:

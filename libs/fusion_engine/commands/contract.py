@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     destination = arguments.destination.resolve()
     folder = work_folder_of(destination)
-    train, heldout = _shards(arguments.data, folder)
+    train, heldout = _shards(arguments, folder, hyperparams.seq_len)
     run = ContractRun(
         **common_fields(arguments, destination),
         train_shards=train,
@@ -109,14 +109,17 @@ def _run(arguments: argparse.Namespace) -> int:
     return conclude(work_off(folder, run, hyperparams.train_steps, "healing"), folder, destination, _tell)
 
 
-def _shards(data: list[Path], folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _shards(arguments: argparse.Namespace, folder: Path, seq_len: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(training shards, held-out shards) in the work folder; none of either without data."""
-    if not data:
+    if not arguments.data:
         return (), ()
 
-    from fusion_engine.commands.work_folder import write_rows
+    from fusion_engine.commands.check_rows import check_rows
+    from fusion_engine.commands.work_folder import named_shards, split_rows
 
-    train, heldout = write_rows(data, folder)
+    shards = named_shards(arguments.data, folder)
+    check_rows(arguments.model, shards, arguments.pool, seq_len)
+    train, heldout = split_rows(shards, folder)
     return (str(train),), (str(heldout),)
 
 

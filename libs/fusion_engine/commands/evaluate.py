@@ -94,11 +94,12 @@ def _evaluate(arguments: argparse.Namespace, seq_len: int, folder: Path) -> _Rep
     import torch
     from accelerate import Accelerator
 
-    from fusion_engine.base_folder import load_model, open_base
+    from fusion_engine.base_folder import check_weights, load_model, open_base
     from fusion_engine.evaluate import perplexity
     from fusion_engine.precision import compute_dtype
 
     base = open_base(arguments.model)
+    check_weights(base)
     data = _pack(arguments.data, base, seq_len, folder)
     rows = data.spread(arguments.max_tokens)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -80,15 +80,18 @@ def _run(arguments: argparse.Namespace) -> int:
         own_head=hyperparams.own_head,
     )
     check_seq_len(config, hyperparams.seq_len)
-    given = [*arguments.data, *arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
-    check_paths(arguments.destination, given)
+    others = [*arguments.rehearsal, *arguments.pool, *filter(None, [arguments.heldout])]
+    check_paths(arguments.destination, [*arguments.data, *others])
 
+    from fusion_engine.commands.check_rows import check_rows
     from fusion_engine.commands.local_attempt import common_fields, conclude, work_off
-    from fusion_engine.commands.work_folder import write_rows
+    from fusion_engine.commands.work_folder import named_shards, split_rows
 
     destination = arguments.destination.resolve()
     folder = work_folder_of(destination)
-    train, heldout = write_rows(arguments.data, folder)
+    shards = named_shards(arguments.data, folder)
+    check_rows(arguments.model, shards, others, hyperparams.seq_len)
+    train, heldout = split_rows(shards, folder)
     run = TrainRun(
         **common_fields(arguments, destination),
         train_shards=(str(train),),

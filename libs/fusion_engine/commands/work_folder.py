@@ -17,22 +17,23 @@ from fusion_engine.run_directory import CHECKPOINTS_FOLDER
 _HELDOUT_PERCENT = 2
 
 
-def write_rows(data: Sequence[Path], folder: Path) -> tuple[Path, Path]:
-    """(training rows, held-out rows) of files and folders that a person named, as JSONL in the work folder.
+def named_shards(data: Sequence[Path], folder: Path) -> tuple[str, ...]:
+    """Files and folders that a person named, as JSONL; plain text is rewritten in the work folder.
 
-    Raises RejectedError as `local_shards` and `_split_rows` do.
+    Raises RejectedError as `local_shards` does.
     """
     texts = folder / "text"
     texts.mkdir(parents=True, exist_ok=True)
-    return _split_rows(local_shards(data, texts), folder / "data")
+    return local_shards(data, texts)
 
 
-def _split_rows(shards: Iterable[str], folder: Path) -> tuple[Path, Path]:
+def split_rows(shards: Iterable[str], work_folder: Path) -> tuple[Path, Path]:
     """(training rows, held-out rows) of JSONL files: two rows of a hundred, chosen by content, are held out.
 
     Equal rows come to lie on the same side. Where chance holds out none, the last row is. The files' names tell their
     content. Raises RejectedError dataset_empty for fewer than two rows.
     """
+    folder = work_folder / "data"
     folder.mkdir(parents=True, exist_ok=True)
     train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
     counts, content = [0, 0], hashlib.sha256()
