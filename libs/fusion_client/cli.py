@@ -9,9 +9,10 @@ import msgspec
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fusion_client.account_cli import account_app
+from fusion_client.dataset_models import Dataset
 from fusion_client.errors import DatasetFailedError
 from fusion_client.jobs_cli import Cycles, SeqLen, StepsPerCycle, Turns, jobs_app, show_estimate
-from fusion_client.models import Dataset
 from fusion_client.terminal import fault_line, notes, out, session, table, time_text
 from fusion_client.webhooks_cli import webhooks_app
 
@@ -21,9 +22,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Grow and train language models. Set FUSION_API_URL and FUSION_API_KEY first "
-    "(a local stack writes both to .fusion/env).",
+    "(a local stack writes both to .fusion/env). The usual way: upload a file, ask recommend for settings, let train "
+    "--estimate say what they cost, train, download. docs/client.md has it in full.",
 )
 app.add_typer(jobs_app)
+app.add_typer(account_app)
 app.add_typer(webhooks_app)
 
 
@@ -87,6 +90,17 @@ def report(
 
 
 @app.command()
+def preview(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.")],
+    rows: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 10,
+) -> None:
+    """Print a dataset's first rows as they are trained on, a line of JSON each."""
+    with session() as client:
+        for row in client.preview_dataset(dataset, rows).rows:
+            out.print(msgspec.json.encode(row).decode(), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def datasets() -> None:
     """List your datasets, newest first."""
     with session() as client:
@@ -113,6 +127,39 @@ def models() -> None:
             [m.id, m.name, m.version, f"{m.params:,}", m.status, time_text(m.created_at)] for m in client.list_models()
         ]
         table("id", "name", "version", "parameters", "status", "created", rows=rows)
+
+
+@app.command()
+def lineage(model_id: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]) -> None:
+    """Show where a model comes from: itself, its parents, and the jobs and datasets that made them."""
+    with session() as client:
+        rows = [
+            [
+                one.model_id,
+                f"{one.name} {one.version}" + (" (deleted)" if one.status == "deleted" else ""),
+                f"{one.params:,}",
+                f"{one.job_type} {one.job_id}",
+                one.dataset or "",
+                one.base_model or "the model below",
+            ]
+            for one in client.lineage(model_id)
+        ]
+        table("model", "name", "parameters", "made by", "on", "from", rows=rows)
+
+
+@app.command()
+def recommend(
+    base_model: Annotated[str, typer.Option(help="The id of a base model, or of a model of yours.")],
+    dataset: Annotated[str, typer.Option(help="The id of a dataset that is ready.")],
+    turns: Turns = None,
+) -> None:
+    """Recommend settings for a model and a dataset, with the reason of each and what the training costs."""
+    with session() as client:
+        found = client.recommend(base_model, dataset, turns)
+        table("setting", "value", "why", rows=[[r.setting, f"{r.value:g}", r.reason] for r in found.reasons])
+        show_estimate(found.estimate)
+        for warning in found.warnings:
+            notes.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,41 +1,55 @@
-"""The customer's side of Fusion in Python: uploads, datasets, jobs, models and keys, and the waits around them."""
+"""The customer's side of Fusion in Python: one method an operation of the API, and the waits around them."""
 
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from fusion_client import storage
+from fusion_client.account_models import (
+    Account,
+    Estimate,
+    Key,
+    LedgerLine,
+    NewKey,
+    Overview,
+    Prices,
+    Recommendation,
+    Usage,
+)
+from fusion_client.dataset_models import (
+    Dataset,
+    DatasetReport,
+    PresignedUpload,
+    Preview,
+    TokenCount,
+)
 from fusion_client.errors import ConfigurationError, DatasetFailedError, DeadlineError
 from fusion_client.event_stream import follow
 from fusion_client.models import (
+    Ancestor,
     BaseModel,
+    BaseModelDetail,
     Checkpoint,
-    Dataset,
-    DatasetReport,
+    Compute,
     DownloadManifest,
-    Estimate,
     Event,
     Failure,
     Job,
     JobDetail,
     JobResult,
-    Key,
     Metrics,
     Model,
-    NewKey,
-    PartedUpload,
-    PresignedUpload,
-    SignedPart,
 )
 from fusion_client.storage import Progress
 from fusion_client.transport import Retries, Transport, new_key, segment
+from fusion_client.uploads import Uploads
 from fusion_client.webhooks import Webhooks
 
 DAY_S = 86_400.0
 ONE_PUT_BYTES = 2**28  # larger files go in parts; S3 takes at most 5 GiB in one
-_URLS_AT_ONCE = 32
 _CONTENT_TYPES = {".jsonl": "application/jsonl", ".ndjson": "application/x-ndjson", ".txt": "text/plain"}
 
 
@@ -49,6 +63,7 @@ class Fusion:
     def __init__(self, url: str, api_key: str, *, retries: Retries | None = None) -> None:
         """`url` is the API's address, like http://127.0.0.1:8000. Raises ConfigurationError."""
         self._transport = Transport(url, api_key, retries or Retries())
+        self.uploads = Uploads(self._transport)
         self.webhooks = Webhooks(self._transport)
 
     @classmethod
@@ -86,29 +101,10 @@ class Fusion:
         """Send one file, a large one in parts; answers its upload id. Raises TransferError or OSError."""
         content_type = _CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream")
         if path.stat().st_size > ONE_PUT_BYTES:
-            return self._upload_in_parts(path, content_type, on_progress)
+            return self.uploads.send(path, content_type, on_progress)
         upload = self.presign(path.name, content_type)
         self.put_file(upload, path, content_type, on_progress)
         return upload.upload_id
-
-    def _upload_in_parts(self, path: Path, content_type: str, on_progress: Progress | None) -> str:
-        """A broken connection costs a part, not the file; URLs are asked for as they are needed, since they expire."""
-        size, done = path.stat().st_size, 0
-
-        def count(part: int) -> None:
-            nonlocal done
-            done += part
-            if on_progress is not None:
-                on_progress(done, size)
-
-        body = {"filename": path.name, "content_type": content_type, "size": size}
-        begun = self._transport.post("/api/uploads/multipart", PartedUpload, body, new_key())
-        at = f"/api/uploads/{segment(begun.upload_id)}"
-        for start in range(0, len(begun.missing), _URLS_AT_ONCE):
-            wanted = {"part_numbers": begun.missing[start : start + _URLS_AT_ONCE]}
-            parts = self._transport.post(f"{at}/parts", list[SignedPart], wanted, new_key())
-            storage.put_parts(parts, path, begun.part_size, self._transport.retries, count)
-        return self._transport.post(f"{at}/complete", PartedUpload, None, new_key()).upload_id
 
     def create_dataset(self, upload_ids: Sequence[str], name: str | None = None, policy: str | None = None) -> Dataset:
         """POST /api/datasets: read, check and shard uploaded files, which takes a while (see wait_dataset).
@@ -131,6 +127,19 @@ class Fusion:
         """GET /api/datasets/{id}/report, with all errors that it lists: a thousand at most."""
         return self._transport.get(f"/api/datasets/{segment(dataset_id)}/report?limit=1000", DatasetReport)
 
+    def preview_dataset(self, dataset_id: str, rows: int = 10) -> Preview:
+        """GET /api/datasets/{id}/preview: the first rows, a hundred at most, as they are trained on."""
+        return self._transport.get(f"/api/datasets/{segment(dataset_id)}/preview", Preview, {"rows": rows})
+
+    def count_tokens(self, dataset_id: str, base_model_id: str) -> TokenCount:
+        """GET /api/datasets/{id}/tokens: what the dataset comes to for a base model, or a model of yours."""
+        asked = {"base_model_id": base_model_id}
+        return self._transport.get(f"/api/datasets/{segment(dataset_id)}/tokens", TokenCount, asked)
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """DELETE /api/datasets/{id}. Raises ConflictError while a job uses it."""
+        self._transport.request("DELETE", f"/api/datasets/{segment(dataset_id)}")
+
     def wait_dataset(self, dataset_id: str, timeout_s: float = 3600.0, poll_s: float = 1.0) -> Dataset:
         """Wait until a dataset is ready. Raises DatasetFailedError with the first wrong lines, or DeadlineError."""
         deadline = time.monotonic() + timeout_s
@@ -151,6 +160,19 @@ class Fusion:
         """GET /api/base-models."""
         return self._transport.get_pages("/api/base-models", BaseModel, limit)
 
+    def get_base_model(self, base_model_id: str) -> BaseModelDetail:
+        """GET /api/base-models/{id}."""
+        return self._transport.get(f"/api/base-models/{segment(base_model_id)}", BaseModelDetail)
+
+    def get_prices(self) -> Prices:
+        """GET /api/pricing: what new jobs are created at."""
+        return self._transport.get("/api/pricing", Prices)
+
+    def recommend(self, base_model_id: str, dataset_id: str, turns: int | None = None) -> Recommendation:
+        """POST /api/training/recommend: hyperparameters to start from, each with its reason, and their price."""
+        body = {"base_model_id": base_model_id, "dataset_id": dataset_id} | ({"turns": turns} if turns else {})
+        return self._transport.post("/api/training/recommend", Recommendation, body, new_key())
+
     def estimate(self, request: Mapping[str, Any]) -> Estimate:
         """POST /api/pricing/estimate: free, exact, nothing is created.
 
@@ -168,13 +190,17 @@ class Fusion:
         base_model_id: str,
         dataset_id: str,
         hyperparams: Mapping[str, Any] | None = None,
+        priority: str | None = None,
+        compute: Compute | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """POST /api/jobs: start a training job.
+        """POST /api/jobs: start a training job; what is not given is the server's to choose.
 
-        The same `idempotency_key` always answers the same job; without one, each call starts a job of its own.
+        `priority` is high, normal or low. The same `idempotency_key` always answers the same job; without one, each
+        call starts a job of its own.
         """
-        body = {"type": "train", "base_model_id": base_model_id, "dataset_id": dataset_id}
+        body: dict[str, Any] = {"type": "train", "base_model_id": base_model_id, "dataset_id": dataset_id}
+        body |= {key: value for key, value in (("priority", priority), ("compute", compute)) if value is not None}
         return self.submit(body | {"hyperparams": dict(hyperparams or {})}, idempotency_key)
 
     def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> Job:
@@ -233,6 +259,22 @@ class Fusion:
         """GET /api/models, newest first."""
         return self._transport.get_pages("/api/models", Model, limit)
 
+    def get_model(self, model_id: str) -> Model:
+        """GET /api/models/{id}."""
+        return self._transport.get(f"/api/models/{segment(model_id)}", Model)
+
+    def change_model(self, model_id: str, **fields: Any) -> Model:
+        """PATCH /api/models/{id}: `name`, `expires_at` (None: never); what is left out stays as it is."""
+        return self._transport.patch(f"/api/models/{segment(model_id)}", Model, fields)
+
+    def delete_model(self, model_id: str) -> None:
+        """DELETE /api/models/{id}. Raises ConflictError while a job uses it."""
+        self._transport.request("DELETE", f"/api/models/{segment(model_id)}")
+
+    def lineage(self, model_id: str) -> list[Ancestor]:
+        """GET /api/models/{id}/lineage: the model, then its parents up to the one made from a base model."""
+        return self._transport.get(f"/api/models/{segment(model_id)}/lineage", list[Ancestor])
+
     def download_manifest(self, model_id: str) -> DownloadManifest:
         """GET /api/models/{id}/download: the files of a model with short-lived URLs."""
         return self._transport.get(f"/api/models/{segment(model_id)}/download", DownloadManifest)
@@ -256,15 +298,42 @@ class Fusion:
         )
         return manifest
 
+    # -- the account -----------------------------------------------------------------------------------------------
+
+    def get_account(self) -> Account:
+        """GET /api/account: limits, and what this month has cost."""
+        return self._transport.get("/api/account", Account)
+
+    def change_account(self, **fields: float | None) -> Account:
+        """PATCH /api/account: `spend_limit_usd`, `spend_warning_usd` (None: none); what is left out stays as it is."""
+        return self._transport.patch("/api/account", Account, fields)
+
+    def get_overview(self, days: int = 30) -> Overview:
+        """GET /api/overview: counts, and what the last days used."""
+        return self._transport.get("/api/overview", Overview, {"days": days})
+
+    def get_usage(self, days: int = 14) -> Usage:
+        """GET /api/usage: what was used on each of the last days, 366 at most."""
+        return self._transport.get("/api/usage", Usage, {"days": days})
+
+    def list_ledger(self, limit: int = 100, job_id: str | None = None) -> list[LedgerLine]:
+        """GET /api/ledger: what each job that has ended cost, newest first; with `job_id` that job alone."""
+        return self._transport.get_pages("/api/ledger", LedgerLine, limit, {"job_id": job_id} if job_id else None)
+
     # -- keys ------------------------------------------------------------------------------------------------------
 
     def list_keys(self, limit: int = 100) -> list[Key]:
         """GET /api/keys, newest first."""
         return self._transport.get_pages("/api/keys", Key, limit)
 
-    def create_key(self, name: str, scopes: Sequence[str]) -> NewKey:
-        """POST /api/keys. Not repeated on failure: the secret of a repeated answer would be gone."""
-        return self._transport.post("/api/keys", NewKey, {"name": name, "scopes": list(scopes)})
+    def create_key(self, name: str, scopes: Sequence[str], expires_at: datetime | None = None) -> NewKey:
+        """POST /api/keys; without `expires_at` (with a time zone) it works until it is revoked.
+
+        Not repeated on failure: the secret of a repeated answer would be gone.
+        """
+        body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
+        body |= {"expires_at": expires_at} if expires_at is not None else {}
+        return self._transport.post("/api/keys", NewKey, body)
 
     def revoke_key(self, key_id: str) -> None:
         """DELETE /api/keys/{id}: effective at once."""

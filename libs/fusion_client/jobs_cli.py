@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from fusion_client.models import Estimate, Job
+from fusion_client.account_models import Estimate
+from fusion_client.models import Job
 from fusion_client.progress import watch
 from fusion_client.terminal import notes, out, session, table, time_text
 
@@ -24,6 +25,9 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other hyperparameter; repeat it.")
 ]
 Label = Annotated[list[str] | None, typer.Option(help="key=value; repeat it.")]
+Priority = Annotated[str | None, typer.Option(help="high, normal or low: jobs of a higher one start first.")]
+GpuClass = Annotated[str | None, typer.Option(help="A machine with such GPUs, as h100; --gpu-count goes with it.")]
+GpuCount = Annotated[int | None, typer.Option(min=1, help="How many GPUs it has at the least.")]
 Key = Annotated[str | None, typer.Option(help="Submitting a key again finds its job.")]
 Price = Annotated[bool, typer.Option("--estimate", help="Say what the job would cost, and create nothing.")]
 Watch = Annotated[bool, typer.Option("--watch/--no-watch", help="Show progress until the job ends.")]
@@ -41,6 +45,9 @@ def train(
     output_name: OutputName = None,
     settings: Settings = None,
     label: Label = None,
+    priority: Priority = None,
+    gpu_class: GpuClass = None,
+    gpu_count: GpuCount = None,
     idempotency_key: Key = None,
     price: Price = False,
     follow: Watch = True,
@@ -55,7 +62,14 @@ def train(
         "output_name": output_name,
         **_settings(settings),
     }
-    body = {"type": "train", "base_model_id": base_model, "dataset_id": dataset, "labels": _labels(label)}
+    body = {
+        "type": "train",
+        "base_model_id": base_model,
+        "dataset_id": dataset,
+        "labels": _labels(label),
+        "priority": priority,
+        "compute": _compute(gpu_class, gpu_count),
+    }
     _start(body, hyperparams, idempotency_key, price, follow)
 
 
@@ -71,6 +85,9 @@ def finetune(
     output_name: OutputName = None,
     settings: Settings = None,
     label: Label = None,
+    priority: Priority = None,
+    gpu_class: GpuClass = None,
+    gpu_count: GpuCount = None,
     idempotency_key: Key = None,
     price: Price = False,
     follow: Watch = True,
@@ -82,6 +99,8 @@ def finetune(
         "source_model_id": source_model,
         "dataset_id": dataset,
         "labels": _labels(label),
+        "priority": priority,
+        "compute": _compute(gpu_class, gpu_count),
     }
     hyperparams = {
         "lora_rank": lora_rank,
@@ -103,6 +122,9 @@ def contract(
     output_name: OutputName = None,
     settings: Settings = None,
     label: Label = None,
+    priority: Priority = None,
+    gpu_class: GpuClass = None,
+    gpu_count: GpuCount = None,
     idempotency_key: Key = None,
     price: Price = False,
     follow: Watch = True,
@@ -115,7 +137,13 @@ def contract(
         "output_name": output_name,
         **_settings(settings),
     }
-    body = {"type": "contract", "dataset_id": dataset, "labels": _labels(label)}
+    body = {
+        "type": "contract",
+        "dataset_id": dataset,
+        "labels": _labels(label),
+        "priority": priority,
+        "compute": _compute(gpu_class, gpu_count),
+    }
     _start(body, hyperparams, idempotency_key, price, follow)
 
 
@@ -129,6 +157,15 @@ def _start(body: Mapping[str, Any], hyperparams: Mapping[str, Any], key: str | N
         out.print(job.id, highlight=False)
         if follow:
             _finish(watch(client, job.id, notes))
+
+
+def _compute(gpu_class: str | None, gpu_count: int | None) -> dict[str, Any] | None:
+    """The machine asked for; None: the usual one."""
+    if gpu_class is None and gpu_count is None:
+        return None
+    if gpu_class is None or gpu_count is None:
+        raise typer.BadParameter("a machine is named by both", param_hint="--gpu-class and --gpu-count")
+    return {"gpu_class": gpu_class, "gpu_count": gpu_count}
 
 
 def _given(members: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What the API answers, as typed values. Fields that a newer server adds are ignored."""
+"""What the API answers about models and jobs, as typed values. Fields that a newer server adds are ignored."""
 
 from datetime import datetime
 from typing import Any
 
 import msgspec
+
+from fusion_client.account_models import Estimate
 
 TERMINAL_STATUSES = frozenset({"completed", "failed", "cancelled"})
 
@@ -19,6 +21,18 @@ class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
 
 
+class BaseModelDetail(BaseModel, frozen=True, kw_only=True):
+    """An entry looked at on its own. `max_seq_len` is the longest sequence that it takes; `rehearsal` says whether the
+    catalog has text of its own."""
+
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    max_seq_len: int | None
+    bytes: int
+    rehearsal: bool
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A trained model of the account. `lineage` names the job that made it."""
 
@@ -30,6 +44,25 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     lineage: dict[str, Any]
     status: str
     created_at: datetime
+    expires_at: datetime | None = None
+
+
+class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of a line, and the job that made it from its parent, or from a base model, and a dataset."""
+
+    model_id: str
+    name: str
+    version: str
+    params: int
+    status: str
+    created_at: datetime
+    job_id: str
+    job_type: str
+    dataset_id: str | None
+    dataset: str | None
+    parent_model_id: str | None
+    base_model_id: str | None
+    base_model: str | None
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +81,7 @@ class DownloadManifest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     files: tuple[ManifestFile, ...]
+    expires_at: datetime | None = None
 
     @property
     def size(self) -> int:
@@ -60,100 +94,6 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str = ""
     errors: tuple[dict[str, Any], ...] = ()
-
-
-class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable, versioned set of rows. `status` is validating, ready or failed."""
-
-    id: str
-    name: str
-    version: str
-    shard_count: int
-    bytes: int
-    rows: int = 0
-    skipped_rows: int = 0
-    status: str
-    created_at: datetime
-    error: Failure | None = None
-
-
-class DatasetError(msgspec.Struct, frozen=True, kw_only=True):
-    """A broken rule: its place, what is wrong there and what to do about it."""
-
-    file: str
-    line: int
-    column: int | None = None
-    offset: int | None = None
-    pointer: str | None = None
-    rule: str
-    detail: str
-    fix: str
-
-
-class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What reading a dataset's files found. All errors are counted; `errors` lists the first thousand at most."""
-
-    dataset_id: str
-    status: str
-    policy: str
-    rows: int
-    rows_by_type: dict[str, int]
-    skipped_rows: int
-    duplicate_rows: int
-    text_bytes: int
-    unused_fields: dict[str, int] = {}
-    error_count: int
-    errors_by_rule: dict[str, int]
-    errors: tuple[DatasetError, ...] = ()
-    next_after: int | None = None
-
-
-class PresignedUpload(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to send one file, for a short while."""
-
-    upload_id: str
-    key: str
-    url: str
-    method: str = "PUT"
-
-
-class PartedUpload(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload in parts; `missing` are the numbers, from 1, of those that have not arrived whole."""
-
-    upload_id: str
-    status: str
-    part_size: int
-    missing: tuple[int, ...]
-
-
-class SignedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to PUT one part, for a short while."""
-
-    part_number: int
-    size: int
-    url: str
-
-
-class LineItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an estimate, in dollars."""
-
-    label: str
-    qty: float
-    unit: str
-    rate: float
-    amount: float
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job will cost, exactly, in dollars; of a whole job also the sizes that its plan comes to."""
-
-    total_usd: float
-    unit: str
-    qty: float
-    line_items: tuple[LineItem, ...]
-    params_before: int | None = None
-    params_after: int | None = None
-    tokens: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,8 +221,8 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     not have is None or empty."""
 
     cost_usd: float
-    params_before: int
-    params_after: int
+    params_before: int | None = None
+    params_after: int | None = None
     function_preservation: float | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
@@ -295,27 +235,3 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     growth_plan: dict[str, Any] = {}
     contraction_plan: dict[str, Any] = {}
     reproducibility: dict[str, Any] = {}
-
-
-class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key, without its secret."""
-
-    id: str
-    name: str
-    prefix: str
-    scopes: tuple[str, ...]
-    last_used_at: datetime | None
-    revoked: bool
-    created_at: datetime
-
-
-class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key just created; the secret is shown this once."""
-
-    id: str
-    prefix: str
-    scopes: tuple[str, ...]
-    secret: str
-
-    def __repr__(self) -> str:
-        return f"NewKey(id={self.id!r}, prefix={self.prefix!r}, scopes={self.scopes!r})"

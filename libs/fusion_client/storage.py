@@ -11,8 +11,9 @@ from typing import IO
 
 import httpx
 
+from fusion_client.dataset_models import SignedPart
 from fusion_client.errors import ChecksumError, TransferError, UnsafePathError
-from fusion_client.models import DownloadManifest, ManifestFile, SignedPart
+from fusion_client.models import DownloadManifest, ManifestFile
 from fusion_client.transport import Retries, is_retryable
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)

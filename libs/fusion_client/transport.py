@@ -104,6 +104,9 @@ class Transport:
     def post(self, path: str, answer: type[T], body: object, idempotency_key: str | None = None) -> T:
         return decode(self.request("POST", path, body=body, idempotency_key=idempotency_key), answer)
 
+    def patch(self, path: str, answer: type[T], body: object) -> T:
+        return decode(self.request("PATCH", path, body=body), answer)
+
     def get_pages(self, path: str, item: type[T], limit: int, filters: Mapping[str, Any] | None = None) -> list[T]:
         """Up to `limit` items of a list, following its pages, which keep the filters."""
         items: list[T] = []

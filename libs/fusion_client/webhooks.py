@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fusion_client.transport import Transport, decode, new_key, segment
+from fusion_client.transport import Transport, new_key, segment
 
 _PATH = "/api/webhooks"
 
@@ -38,7 +38,7 @@ class NewWebhook(Webhook, frozen=True, kw_only=True):
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one webhook. `status` is pending, delivered, failed or cancelled; `response_status`,
-    `response_body` and `error` are those of the last attempt.
+    `response_body` and `error` are those of the last attempt. `message` is what is sent, shown by `get_delivery`.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     response_body: str | None
     error: str | None
     created_at: datetime
+    message: dict[str, Any] | None = None
 
 
 class Webhooks:
@@ -78,7 +79,7 @@ class Webhooks:
 
     def change(self, webhook_id: str, **fields: Any) -> Webhook:
         """PATCH /api/webhooks/{id}: `url`, `event_types`, `description`, `enabled`; what is left out stays as it is."""
-        return decode(self._transport.request("PATCH", _path(webhook_id), body=fields), Webhook)
+        return self._transport.patch(_path(webhook_id), Webhook, fields)
 
     def delete(self, webhook_id: str) -> None:
         """DELETE /api/webhooks/{id}: nothing more is sent, and its deliveries are deleted."""
@@ -92,9 +93,10 @@ class Webhooks:
         """POST /api/webhooks/{id}/test: a `webhook.test` message, tried once."""
         return self._transport.post(f"{_path(webhook_id)}/test", Delivery, None, new_key())
 
-    def deliveries(self, webhook_id: str, limit: int = 100) -> Sequence[Delivery]:
-        """GET /api/webhooks/{id}/deliveries, newest first."""
-        return self._transport.get_pages(f"{_path(webhook_id)}/deliveries", Delivery, limit)
+    def deliveries(self, webhook_id: str, limit: int = 100, status: str | None = None) -> Sequence[Delivery]:
+        """GET /api/webhooks/{id}/deliveries, newest first; with `status` only those that are so."""
+        only = {"status": status} if status is not None else None
+        return self._transport.get_pages(f"{_path(webhook_id)}/deliveries", Delivery, limit, only)
 
     def get_delivery(self, webhook_id: str, delivery_id: str) -> Delivery:
         """GET /api/webhooks/{id}/deliveries/{id}."""

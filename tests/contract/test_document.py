@@ -1,5 +1,6 @@
 """The OpenAPI document: valid, complete, and its examples fit its schemas."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,18 @@ def test_every_body_has_an_example_that_fits() -> None:
         assert "example" in content, f"{entry['operationId']}: add `example=` to its route"
         schema = content["schema"] | {"components": document()["components"]}
         jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(content["example"])
+
+
+def test_every_time_says_that_it_is_one() -> None:
+    """A client that is generated from the document reads them as times."""
+    members = [
+        (name, member, str(schema))
+        for name, component in document()["components"]["schemas"].items()
+        for member, schema in component.get("properties", {}).items()
+    ]
+    times = [one for one in members if re.search(r"(_at|_until|_since|^until|^ts|^timestamp)$", one[1])]
+    assert [one for one in times if "'format': 'date-time'" not in one[2]] == []
+    assert len(times) > 20
 
 
 # Operations that the product's manual shows an answer of.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -38,7 +38,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
     reason: Reason
     message: str
-    until: datetime | None
+    until: Annotated[datetime, msgspec.Meta(tz=True)] | None
 
 
 def explain(reasons: Iterable[Reason], *, not_before: datetime, created_at: datetime) -> list[Waiting]:

@@ -1,6 +1,6 @@
 """The account's view of itself: what runs, what was used, what it cost, and how much may be spent."""
 
-from datetime import date, datetime
+from datetime import date
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from fusion_api.auth import Caller, needs
 from fusion_api.examples import OVERVIEW, USAGE
 from fusion_api.pricing import ShownLine, dollars, show_line
 from fusion_api.services import Services
-from fusion_api.times import shown
+from fusion_api.times import Time, shown
 
 Days = Annotated[int, QueryParameter(ge=1, le=366, description="how many days back, today included")]
 Usd = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -64,7 +64,7 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     gpu_minutes: float
     price_version: int
-    created_at: datetime
+    created_at: Time
 
 
 class Spend(msgspec.Struct, frozen=True, kw_only=True):

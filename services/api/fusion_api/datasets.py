@@ -1,6 +1,5 @@
 """Datasets: made from uploads, read by an internal job, then immutable. A new upload is a new version."""
 
-from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -19,8 +18,9 @@ from litestar.params import FromPath, JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.examples import DATASETS
 from fusion_api.idempotency import Once
+from fusion_api.job_views import Failure
 from fusion_api.services import Services
-from fusion_api.times import shown
+from fusion_api.times import Time, shown
 from fusion_api.uploads import check_room
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -50,8 +50,8 @@ class Dataset(msgspec.Struct, frozen=True):
     rows: int
     skipped_rows: int
     status: DatasetStatus
-    created_at: datetime
-    error: dict[str, Any] | None
+    created_at: Time
+    error: Failure | None
 
 
 def _dataset(row: Any) -> Dataset:
@@ -65,7 +65,7 @@ def _dataset(row: Any) -> Dataset:
         skipped_rows=row["skipped_rows"],
         status=row["status"],
         created_at=shown(row["created_at"]),
-        error=row["error"],
+        error=msgspec.convert(row["error"], Failure) if row["error"] is not None else None,
     )
 
 

@@ -4,7 +4,6 @@ All three are legal in every state: where they can do nothing they answer the jo
 """
 
 import hashlib
-from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -27,7 +26,7 @@ from fusion_api.job_views import JobDetail
 from fusion_api.jobs import own_job, read_detail, too_much
 from fusion_api.pricing import current_prices
 from fusion_api.services import Services
-from fusion_api.times import shown
+from fusion_api.times import Time, shown
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +44,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     turn_end: bool
     bytes: int
     status: Literal["ok", "lost", "deleted"]
-    created_at: datetime
+    created_at: Time
 
 
 @post("/jobs/{job_id:uuid}/cancel", guards=[needs("train")], status_code=200, summary="Cancel a job")

@@ -1,6 +1,6 @@
 """Where a queued job stands, and when it may start."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -8,7 +8,7 @@ from fusion_core.db.pool import Connection, queries
 from fusion_core.db.rows import JobRow
 from fusion_core.db.waiting import HELD, RECENT_JOBS, Waiting, expected_wait_s, explain
 
-from fusion_api.times import shown
+from fusion_api.times import Time, shown
 
 MOST_AHEAD = 1000  # counted no further: nobody waits for place 1,001 in particular
 
@@ -20,7 +20,7 @@ class QueuePlace(msgspec.Struct, frozen=True):
     """
 
     position: int
-    expected_start_at: datetime | None
+    expected_start_at: Time | None
     waits_for: list[Waiting]
 
 

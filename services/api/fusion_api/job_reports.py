@@ -29,7 +29,7 @@ Points = Annotated[
 class MetricsPoint(TypedDict):
     """`loss` is that of the step's own tokens, `throughput` steps a second, `ts` when it was reported."""
 
-    ts: str
+    ts: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
     step: int
     cycle: int
     phase: Literal["train"]

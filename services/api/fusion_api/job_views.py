@@ -1,6 +1,6 @@
 """Jobs as the API shows them: POST exactly as the product's manual, GET with more."""
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, Literal, cast
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from fusion_core.states import State, Status
 from fusion_api.job_queue import QueuePlace
 from fusion_api.placement import Compute
 from fusion_api.pricing import ShownEstimate, dollars, show_estimate
-from fusion_api.times import shown, shown_or_none
+from fusion_api.times import Time, shown, shown_or_none
 
 JobType = Literal["train", "finetune", "contract"]
 Phase = Literal["preparing", "diagnosing", "growing", "training", "checkpointing", "exporting"]
@@ -34,9 +34,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
     last_checkpoint_step: int
     output_model_id: UUID | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
 
 
 class ListedJob(Job, frozen=True, kw_only=True):
@@ -63,7 +63,9 @@ class Progress(msgspec.Struct, frozen=True):
     cost_so_far_usd: float
 
 
-class JobError(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True):
+    """Why a job or a dataset failed."""
+
     code: str
     message: str
     errors: list[dict[str, Any]]
@@ -88,7 +90,7 @@ class JobDetail(ListedJob, frozen=True, kw_only=True):
     stop_requested: bool
     resumed_from: UUID | None
     start_step: int
-    error: JobError | None
+    error: Failure | None
 
 
 def _nine(job: JobHead) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def show_detail(job: JobRow, point: dict[str, Any] | None, place: QueuePlace | N
         stop_requested=job.stop_requested_at is not None,
         resumed_from=job.resumed_from,
         start_step=job.start_step,
-        error=msgspec.convert(job.error, JobError) if job.error is not None else None,
+        error=msgspec.convert(job.error, Failure) if job.error is not None else None,
     )
 
 
@@ -176,7 +178,7 @@ def _cost_so_far(job: JobRow) -> float:
 class Event(msgspec.Struct, frozen=True):
     seq: int
     type: EventType
-    created_at: datetime
+    created_at: Time
     data: dict[str, Any]
 
 

@@ -1,6 +1,5 @@
 """API keys: the secret is shown once and kept only as a hash; revoking is effective at once."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from fusion_api.auth import Caller, needs
 from fusion_api.examples import CREATED_KEY, KEYS
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
-from fusion_api.times import check_expiry, shown, shown_or_none
+from fusion_api.times import Time, check_expiry, shown, shown_or_none
 
 MAX_LIVE_KEYS = 100  # each may send its own number of requests a minute
 Scope = Literal["train", "read", "datasets", "models", "billing"]
@@ -26,7 +25,7 @@ Scope = Literal["train", "read", "datasets", "models", "billing"]
 class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=5)]
-    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    expires_at: Time | None = None
 
 
 class CreatedKey(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,7 +35,7 @@ class CreatedKey(msgspec.Struct, frozen=True, omit_defaults=True):
     prefix: str
     scopes: list[str]
     secret: str | None
-    expires_at: datetime | None = None
+    expires_at: Time | None = None
 
 
 class Key(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,10 +43,10 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     prefix: str
     scopes: list[str]
-    last_used_at: datetime | None
+    last_used_at: Time | None
     revoked: bool
-    created_at: datetime
-    expires_at: datetime | None = None
+    created_at: Time
+    expires_at: Time | None = None
 
 
 def _key(row: Any) -> Key:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -19,7 +19,7 @@ from fusion_api.datasets import Name
 from fusion_api.examples import DOWNLOAD, MODELS
 from fusion_api.job_views import JobType
 from fusion_api.services import Services
-from fusion_api.times import check_expiry, shown, shown_or_none
+from fusion_api.times import Time, check_expiry, shown, shown_or_none
 
 ModelStatus = Literal["ready", "deleted"]
 
@@ -37,15 +37,15 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     base_model_id: UUID | None
     lineage: Lineage
     status: ModelStatus
-    created_at: datetime
-    expires_at: datetime | None = None
+    created_at: Time
+    expires_at: Time | None = None
 
 
 class ChangeModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Members left out stay as they are; `expires_at` null keeps the model until it is deleted."""
 
     name: Name | msgspec.UnsetType = msgspec.UNSET
-    expires_at: Annotated[datetime, msgspec.Meta(tz=True)] | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: Time | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     params: int
     status: ModelStatus
-    created_at: datetime
+    created_at: Time
     job_id: UUID
     job_type: JobType
     dataset_id: UUID | None
@@ -78,7 +78,7 @@ class Download(msgspec.Struct, frozen=True):
     name: str
     version: str
     files: list[DownloadFile]
-    expires_at: datetime
+    expires_at: Time
 
 
 def _model(row: Any) -> Model:

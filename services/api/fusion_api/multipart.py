@@ -1,7 +1,6 @@
 """Large uploads in parts that can be sent again one by one: begin, see what arrived, sign what is missing, complete."""
 
 import math
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
@@ -17,7 +16,7 @@ from litestar.params import FromPath, JSONBody
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
-from fusion_api.times import shown
+from fusion_api.times import Time, shown
 from fusion_api.uploads import ContentType, Filename, check_quota, own_upload, sanitised
 
 SMALLEST_PART, LARGEST_PART, MOST_PARTS = 5 * 2**20, 5 * 2**30, 10_000  # S3's limits
@@ -54,7 +53,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     parts: int
     arrived: list[Part]
     missing: list[int]
-    expires_at: datetime
+    expires_at: Time
 
 
 class SignParts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,9 +1,12 @@
 """Times as the API shows and takes them: UTC, whole seconds, with Z."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
+import msgspec
 from fusion_http.problem_details import FieldError, invalid
 
+Time = Annotated[datetime, msgspec.Meta(tz=True)]  # in the document: a string in the format date-time
 LONGEST = timedelta(days=36_525)
 
 

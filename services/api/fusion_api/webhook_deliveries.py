@@ -1,7 +1,6 @@
 """What became of an endpoint's events: the log of deliveries, the replay of one, a test event."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from litestar.params import FromPath, QueryParameter
 from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
-from fusion_api.times import shown, shown_or_none
+from fusion_api.times import Time, shown, shown_or_none
 from fusion_api.webhooks import webhook_key
 
 DeliveryStatus = Literal["pending", "delivered", "failed", "cancelled"]
@@ -31,19 +30,19 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     status: DeliveryStatus
     attempts: int
-    last_attempt_at: datetime | None
-    next_attempt_at: datetime | None
+    last_attempt_at: Time | None
+    next_attempt_at: Time | None
     response_status: int | None
     response_body: str | None
     error: str | None
-    created_at: datetime
+    created_at: Time
 
 
 class Message(msgspec.Struct, frozen=True):
     """What is sent, as the receiver gets it."""
 
     type: str
-    timestamp: datetime
+    timestamp: Time
     data: dict[str, Any]
 
 

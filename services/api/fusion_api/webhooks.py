@@ -1,6 +1,5 @@
 """Webhook endpoints: where a customer wants events sent. A secret is shown when it is made and never again."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from fusion_api.auth import Caller, needs
 from fusion_api.idempotency import Once
 from fusion_api.services import Services
 from fusion_api.settings import ApiSettings
-from fusion_api.times import shown, shown_or_none
+from fusion_api.times import Time, shown, shown_or_none
 
 WantedType = Literal[EventType, "training.completed", "training.failed"]
 Url = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_URL_LENGTH)]
@@ -53,10 +52,10 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     enabled: bool
     disabled_reason: str | None
-    failing_since: datetime | None
-    gave_up_at: datetime | None
-    previous_secret_until: datetime | None
-    created_at: datetime
+    failing_since: Time | None
+    gave_up_at: Time | None
+    previous_secret_until: Time | None
+    created_at: Time
 
 
 class WebhookWithSecret(Webhook, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from fusion_client import Event
@@ -236,3 +238,93 @@ def test_stop_resume_and_checkpoints(fusion, server):
     assert resumed.stdout == "job-2\n"
     assert json.loads(server.asked[-1].body) == {"checkpoint_id": "c-1"}
     assert "c-1" in fusion("checkpoints", "job-1").stdout
+
+
+def test_a_machine_and_a_priority_can_be_asked_for(fusion, server):
+    server.routes["POST /api/jobs"] = [as_json(job())]
+    asked = ("train", "--base-model", "b", "--dataset", "d", "--no-watch")
+    assert fusion(*asked, "--priority", "high", "--gpu-class", "h100", "--gpu-count", 8).exit_code == 0
+    sent = json.loads(server.asked[-1].body)
+    assert (sent["priority"], sent["compute"]) == ("high", {"gpu_class": "h100", "gpu_count": 8})
+    assert fusion(*asked).exit_code == 0
+    assert not {"priority", "compute"} & json.loads(server.asked[-1].body).keys(), "the server's defaults are its own"
+    half = fusion(*asked, "--gpu-class", "h100")
+    assert half.exit_code == 2
+    assert "--gpu-count" in half.stderr
+
+
+def test_the_account_its_use_and_its_bills(fusion, server):
+    spend = {"limit_usd": 500, "warning_usd": None, "billed_usd": 12.5, "reserved_usd": 2, "warning": True}
+    account = {"id": "a-1", "name": "Acme", "max_running_jobs": 4, "spend": spend}
+    server.routes["GET /api/account"] = server.routes["PATCH /api/account"] = [as_json(account)]
+    shown = fusion("account")
+    assert all(text in shown.stdout for text in ("Acme", "$12.500000", "$500.000000"))
+    assert "reached the warning" in shown.stderr
+    assert fusion("account", "--spend-limit", 500, "--spend-warning", "none").exit_code == 0
+    assert json.loads(server.asked[-1].body) == {"spend_limit_usd": 500, "spend_warning_usd": None}
+    assert fusion("account", "--spend-limit", "much").exit_code == 2
+    day = {"date": "2026-06-04", "gpu_minutes": 24.5, "tokens": 3_072_000, "cost_usd": 30.716, "jobs": 1}
+    totals = {"total_gpu_minutes": 24.5, "total_tokens": 3_072_000, "total_cost_usd": 30.716, "total_jobs": 1}
+    server.routes["GET /api/usage"] = [as_json({"period_days": 7, "unit": "day", "buckets": [day]} | totals)]
+    assert all(text in fusion("usage", "--days", 7).stdout for text in ("2026-06-04", "3,072,000", "24.50", "total"))
+    line = {"id": "l-1", "job_id": "job-1", "type": "train", "status": "completed", "total_usd": 2.0, "line_items": []}
+    line |= {"tokens": 9, "gpu_minutes": 1.0, "price_version": 1, "created_at": "2026-06-04T02:30:00Z"}
+    server.routes["GET /api/ledger"] = [as_json([line])]
+    assert "$2.000000" in fusion("ledger", "--job", "job-1").stdout
+    assert server.asked[-1].path == "/api/ledger?job_id=job-1&limit=100"
+
+
+def test_keys_are_made_listed_and_revoked(fusion, server):
+    key = {"id": "k-1", "prefix": "fusion_live_ab", "scopes": ["read", "train"]}
+    server.routes["POST /api/keys"] = [as_json(key | {"secret": "fusion_live_abcd"}, 201)]
+    assert fusion("keys", "create", "ci", "--scope", "read", "--scope", "train").stdout == "k-1\nfusion_live_abcd\n"
+    assert json.loads(server.asked[-1].body) == {"name": "ci", "scopes": ["read", "train"]}
+    times = {"last_used_at": None, "created_at": "2026-06-04T02:30:00Z", "revoked": True}
+    server.routes["GET /api/keys"] = [as_json([key | times | {"name": "ci"}])]
+    assert "revoked" in fusion("keys", "list").stdout
+    server.routes["DELETE /api/keys/k-1"] = [Answer(204)]
+    assert fusion("keys", "revoke", "k-1").exit_code == 0
+
+
+def test_a_models_lineage_a_datasets_rows_and_what_suits_both(fusion, server):
+    made = {"params": 9, "status": "ready", "created_at": "2026-06-04T02:30:00Z", "dataset_id": "d", "version": "v1"}
+    child = {"model_id": "m-2", "name": "two", "job_id": "j-2", "job_type": "finetune", "dataset": "notes v1"}
+    root = {"model_id": "m-1", "name": "one", "job_id": "j-1", "job_type": "train", "dataset": None}
+    above = {"parent_model_id": "m-1", "base_model_id": None, "base_model": None}
+    catalog = {"parent_model_id": None, "base_model_id": "b-1", "base_model": "llama"}
+    line = [made | child | above, made | root | catalog | {"status": "deleted"}]
+    server.routes["GET /api/models/m-2/lineage"] = [as_json(line)]
+    shown = fusion("lineage", "m-2").stdout
+    assert all(text in shown for text in ("finetune j-2", "notes v1", "one v1 (deleted)", "llama"))
+    rows = {"dataset_id": "d", "rows": [{"text": "ä [b]"}], "truncated": False}
+    server.routes["GET /api/datasets/d/preview"] = [as_json(rows)]
+    assert fusion("preview", "d", "--rows", 1).stdout == '{"text":"ä [b]"}\n'
+    reason = {"setting": "turns", "value": 2, "reason": "the biggest jump"}
+    found = {"hyperparams": {"turns": 2}, "reasons": [reason], "warnings": ["More data helps."], "dataset_tokens": 9}
+    found |= {"params_before": 10, "params_after": 13}
+    estimate = {"total_usd": 2.0, "unit": "1M-tokens", "qty": 1, "line_items": []}
+    server.routes["POST /api/training/recommend"] = [as_json(found | {"estimate": estimate})]
+    shown = fusion("recommend", "--base-model", "b", "--dataset", "d")
+    assert "the biggest jump" in shown.stdout
+    assert "warning: More data helps." in shown.stderr
+
+
+def test_help_says_what_each_command_and_each_option_does(fusion):
+    """No command and no option is without a word; typer shows the docstrings."""
+    commands = [command for group in _groups() for command in group.registered_commands]
+    assert len(commands) > 30
+    for command in commands:
+        assert command.callback is not None
+        assert command.callback.__doc__, f"{command.callback.__name__} does not say what it does"
+    page = (Path(__file__).parents[3] / "docs/client.md").read_text()
+    named = [(command.name or command.callback.__name__).replace("_", "-") for command in commands]
+    assert [name for name in named if not re.search(rf"`(fusion (keys )?)?{name}`", page)] == []
+    for name in ("account", "usage", "ledger", "keys", "lineage", "recommend", "preview", "webhooks"):
+        assert name in fusion("--help").stdout
+
+
+def _groups():
+    groups = [app]
+    for group in groups:
+        groups += [inner.typer_instance for inner in group.registered_groups]
+    return groups

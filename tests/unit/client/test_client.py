@@ -181,10 +181,11 @@ def test_an_upload_streams_the_file_without_the_key_and_repeats_a_broken_put(ser
 
 def test_a_large_file_goes_in_parts_of_which_a_broken_one_is_sent_again(server, client, tmp_path, monkeypatch):
     monkeypatch.setattr("fusion_client.client.ONE_PUT_BYTES", 10)
-    monkeypatch.setattr("fusion_client.client._URLS_AT_ONCE", 2)
+    monkeypatch.setattr("fusion_client.uploads._URLS_AT_ONCE", 2)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"aaaaabbbbbcc")
-    shown = {"upload_id": "u-1", "status": "waiting", "part_size": 5, "missing": [1, 2, 3]}
+    shown = {"upload_id": "u-1", "key": "k", "filename": "rows.jsonl", "status": "waiting", "size": 12, "part_size": 5}
+    shown |= {"parts": 3, "arrived": [], "missing": [1, 2, 3], "expires_at": "2026-06-04T02:30:00Z"}
     server.routes["POST /api/uploads/multipart"] = [as_json(shown, 201)]
 
     def sign(asked):
