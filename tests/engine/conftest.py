@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine_ranks import Ranks
 from engine_runs import HYPERPARAMS
 from fusion_core.growth_plan import plan_growth
 from fusion_core.job_spec import Hyperparams
@@ -97,6 +98,13 @@ def make_run(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Starts runs of two processes."""
+    with Ranks() as ranks:
+        yield ranks
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Data that no retry can mend ends a job with one code, the places of all faults, and what to do about them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_ranks import Ranks
 from engine_runs import HYPERPARAMS, MakeRun, events, outcome
 from fusion_core.problems import PROBLEMS
 from fusion_core.trainer_protocol import Notice, Rejected
@@ -109,12 +107,9 @@ def test_a_tokenizer_that_cannot_tell_answers_from_prompts(make_run: MakeRun, mo
     assert "tokenizer.json is missing" in found.message
 
 
-def test_every_process_hears_of_bad_data(make_run: MakeRun) -> None:
+def test_every_process_hears_of_bad_data(make_run: MakeRun, ranks: Ranks) -> None:
     run_dir = make_run("two", num_processes=2)
     write_shard(run_dir / "train.jsonl", {"prompt": "what grows", "completion": " "})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    launch += ["-m", "fusion_engine", str(run_dir)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    ended = ranks.attempt(run_dir)
     assert ended.returncode == 0, ended.stderr
     assert outcome(run_dir).code == "empty_completion"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_ranks import Ranks
 from engine_runs import exported, killed_at, last_checkpoint, of_type, outcome, request_stop_at
 from fusion_core.contraction_plan import plan_contraction
 from fusion_core.job_spec import ContractHyperparams
@@ -20,7 +21,6 @@ from fusion_engine.files import build_manifest
 from fusion_engine.run import execute
 from fusion_engine.safetensors_stream import read_header
 from safetensors.torch import load_file, save_file
-from test_processes import attempt
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -211,14 +211,14 @@ def test_kill_9_and_resume_gives_the_same_bytes(
     assert outcome(resumed).result == outcome(undisturbed).result
 
 
-def test_two_processes_heal_one_model_and_resume_to_the_same_bytes(contraction: MakeContraction) -> None:
+def test_two_processes_heal_one_model_and_resume_to_the_same_bytes(contraction: MakeContraction, ranks: Ranks) -> None:
     whole, killed = (contraction(name, num_processes=2) for name in ("whole", "killed"))
-    finished = attempt(whole)
+    finished = ranks.attempt(whole)
     assert finished.returncode == 0, finished.stderr
     assert outcome(whole).result["reproducibility"]["world_size"] == 2
-    assert attempt(killed, FUSION_FAILPOINT="step:6").returncode != 0
+    assert ranks.attempt(killed, FUSION_FAILPOINT="step:6").returncode != 0
     resumed = contraction("resumed", num_processes=2, checkpoint_dir=last_checkpoint(killed))
-    finished = attempt(resumed)
+    finished = ranks.attempt(resumed)
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(whole)
     assert outcome(resumed).result == outcome(whole).result

@@ -9,23 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from engine_ranks import Ranks
 from engine_runs import HYPERPARAMS, MakeRun, exported, last_checkpoint, of_type, outcome
 from fusion_core.job_spec import Hyperparams
 from fusion_engine.run import execute
 from msgspec.structs import replace
 from safetensors.torch import load_file
-
-_LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-def launch(*program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    ground = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run([*_LAUNCH, *program], env=ground, capture_output=True, text=True, timeout=200, check=False)
-
-
-def attempt(run_dir: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return launch("-m", "fusion_engine", str(run_dir), **environment)
-
 
 SETTINGS = [replace(HYPERPARAMS, train_scope=scope, own_head=False) for scope in ("new", "all")]
 SETTINGS.append(replace(HYPERPARAMS, growth_factor=2.0, own_head=True))
@@ -34,26 +23,28 @@ SETTINGS_NAMES = ["new", "all", "own-head"]
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=SETTINGS_NAMES)
 def test_two_processes_train_one_model_and_resume_to_the_same_bytes(
-    make_run: MakeRun, pool: str, settings: Hyperparams
+    make_run: MakeRun, ranks: Ranks, pool: str, settings: Hyperparams
 ) -> None:
     fields: dict[str, Any] = {"hyperparams": settings, "num_processes": 2, "pool_files": (pool,)}
     whole, killed = (make_run(name, **fields) for name in ("whole", "killed"))
-    finished = attempt(whole)
+    finished = ranks.attempt(whole)
     assert finished.returncode == 0, finished.stderr
     result = outcome(whole).result
     assert result["reproducibility"]["world_size"] == 2
     assert result["perplexity_after"] < result["perplexity_before"]
-    assert attempt(killed, FUSION_FAILPOINT="step:7").returncode != 0
+    assert ranks.attempt(killed, FUSION_FAILPOINT="step:7").returncode != 0
     resumed = make_run("resumed", checkpoint_dir=last_checkpoint(killed), **fields)
-    finished = attempt(resumed)
+    finished = ranks.attempt(resumed)
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(whole)
     assert outcome(resumed).result == result
 
 
-def test_two_machines_without_a_common_disk_train_the_bytes_of_one_with_two_processes(make_run: MakeRun) -> None:
+def test_two_machines_without_a_common_disk_train_the_bytes_of_one_with_two_processes(
+    make_run: MakeRun, ranks: Ranks
+) -> None:
     one, leader, follower = (make_run(name, num_processes=2) for name in ("one", "leader", "follower"))
-    assert attempt(one).returncode == 0
+    assert ranks.attempt(one).returncode == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -78,9 +69,9 @@ def test_the_wrong_number_of_processes_is_refused(make_run: MakeRun) -> None:
         execute(make_run("alone", num_processes=2))
 
 
-def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun) -> None:
+def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun, ranks: Ranks) -> None:
     run_dir = make_run("faulty", num_processes=2)
-    finished = launch(str(Path(__file__).with_name("faulty_attempt.py")), str(run_dir))
+    finished = ranks.launch(run_dir, str(Path(__file__).with_name("faulty_attempt.py")), str(run_dir))
     assert finished.returncode == 0, finished.stderr
     assert [event.code for event in of_type(run_dir, "Notice")] == ["micro_batch_halved", "rolled_back"]
     assert [event.step for event in of_type(run_dir, "Metrics")] == list(range(1, 17))
@@ -89,14 +80,14 @@ def test_a_fault_of_one_process_is_met_by_both(make_run: MakeRun) -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=SETTINGS_NAMES)
 def test_shards_of_fsdp2_train_the_same_model_and_resume_to_the_same_bytes(
-    make_run: MakeRun, pool: str, settings: Hyperparams
+    make_run: MakeRun, ranks: Ranks, pool: str, settings: Hyperparams
 ) -> None:
     fields: dict[str, Any] = {"hyperparams": settings, "num_processes": 2, "pool_files": (pool,)}
     names = ("replicated", "sharded", "killed")
     replicated, sharded, killed = (make_run(name, **fields) for name in names)
     program = str(Path(__file__).with_name("sharded_attempt.py"))
-    assert attempt(replicated).returncode == 0
-    finished = launch(program, str(sharded), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert ranks.attempt(replicated).returncode == 0
+    finished = ranks.launch(sharded, program, str(sharded), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert finished.returncode == 0, finished.stderr
     held, total = (int(word) for word in (sharded / "held-0").read_text().split())
     assert held < 0.6 * total, "each process holds its part"
@@ -104,8 +95,8 @@ def test_shards_of_fsdp2_train_the_same_model_and_resume_to_the_same_bytes(
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=2e-4)
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    assert attempt(killed, FUSION_FAILPOINT="step:7", **fsdp).returncode != 0
+    assert ranks.attempt(killed, FUSION_FAILPOINT="step:7", **fsdp).returncode != 0
     resumed = make_run("resumed", checkpoint_dir=last_checkpoint(killed), **fields)
-    finished = attempt(resumed, **fsdp)
+    finished = ranks.attempt(resumed, **fsdp)
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(sharded)
