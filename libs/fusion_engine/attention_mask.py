@@ -7,7 +7,7 @@ full and sliding attention. Rotary positions are then those that each document w
 An SSM also carries its state and the last inputs of its convolution over the boundary. Falcon-H1's kernels would stop
 that with `seq_idx`, but transformers' PyTorch path refuses it, and the layout of the rows must not depend on what is
 installed. So a row of Falcon-H1 holds one document or one piece of a long one, and the rest of the row is padding,
-which comes last and therefore changes nothing before it.
+which comes last and therefore changes nothing before it; training cuts off what it can (Batch.trimmed).
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """What the model is given: rows of equal length as tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fusion_engine.chunked_loss import IGNORED_LABEL
 from fusion_engine.packing import Row
+
+_SHAPE_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Batch:
     def inputs(self) -> dict[str, Tensor]:
         """What the model's forward takes by name."""
         return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+
+    def trimmed(self) -> "Batch":
+        """Without the positions at the end that no row learns from, up to a multiple of 64 so that few shapes occur.
+
+        Nothing before them reads them, so losses and gradients stay; what is saved is the work on padding, much where
+        a row holds one document only (see attention_mask).
+        """
+        learned = (self.labels != IGNORED_LABEL).any(dim=0).nonzero()
+        end = _SHAPE_STEP * math.ceil((int(learned[-1]) + 1 if len(learned) else 1) / _SHAPE_STEP)
+        return Batch(self.input_ids[:, :end], self.labels[:, :end], self.position_ids[:, :end], self.rehearsed)
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(

@@ -181,10 +181,15 @@ class Trainer:
         return progress.skipped_steps < _SKIPPED_STEPS_LIMIT
 
     def _loss(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | int]:
-        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
-        batch = self._subject.rows.batch(first, count, rank, ranks).to(self._accelerator.device)
+        return self._loss_of(self._batch(first, count).trimmed())
+
+    def _batch(self, first: int, count: int) -> Batch:
+        return self._subject.rows.batch(first, count, self._accelerator.process_index, self._accelerator.num_processes)
+
+    def _loss_of(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
+        moved = batch.to(self._accelerator.device)
         with self._accelerator.autocast():
-            return self._learner(lambda model: self._subject.loss_of(model, batch))  # type: ignore[no-any-return]  # any module
+            return self._learner(lambda model: self._subject.loss_of(model, moved))  # type: ignore[no-any-return]  # any module
 
     def _note_halved(self, micro_batch: int) -> None:
         self.progress.micro_batch = micro_batch
@@ -196,7 +201,8 @@ class Trainer:
         device, ranks = self._accelerator.device, self._accelerator.num_processes
         states = random_states(device)
         rows = self._accumulator.micro_batch // ranks
-        needed = needs_activation_checkpointing(lambda: self._loss(0, ranks)[0], rows, self._parameters, device)
+        longest = self._batch(0, ranks)  # not trimmed: as long as any row can be
+        needed = needs_activation_checkpointing(lambda: self._loss_of(longest)[0], rows, self._parameters, device)
         restore_random_states(states, device)
         if any(gather_object([needed])):
             self._recompute_activations()

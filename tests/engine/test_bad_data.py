@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from engine_ranks import Ranks
 from engine_runs import HYPERPARAMS, MakeRun, events, outcome
 from fusion_core.problems import PROBLEMS
@@ -13,6 +14,7 @@ from fusion_core.trainer_protocol import Notice, Rejected
 from fusion_engine import training_data
 from fusion_engine.run import execute
 from msgspec.structs import replace
+from transformers import LlamaModel
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
 QUESTION, ANSWER = {"role": "user", "content": "what grows"}, {"role": "assistant", "content": "new layers"}
@@ -81,6 +83,25 @@ def test_rows_that_are_mostly_padding_are_told(make_run: MakeRun, monkeypatch: p
         assert len(notices) == told
     assert notices[0].code == "padding"
     assert notices[0].message == "69% of the training positions are padding; with seq_len 8 95 % of the rows stay whole"
+
+
+def test_padding_at_the_end_of_rows_is_not_computed(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one document each, all shorter than 64 positions, in a job whose seq_len is 128."""
+    monkeypatch.setattr(training_data, "keeps_documents_apart", lambda _: False)
+    seen: set[int] = set()
+    forward = LlamaModel.forward
+
+    def watch(self: LlamaModel, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.is_grad_enabled():
+            seen.add(kwargs["input_ids"].shape[1])
+        return forward(self, *args, **kwargs)
+
+    run_dir = make_run("run", hyperparams=replace(HYPERPARAMS, turns=1, seq_len=128, growth_placement="even"))
+    write_shard(run_dir / "train.jsonl", *[{"prompt": "the model grows", "completion": "new layers"}] * 40)
+    monkeypatch.setattr(LlamaModel, "forward", watch)
+    execute(run_dir)
+    assert outcome(run_dir).result["perplexity_after"] < outcome(run_dir).result["perplexity_before"]
+    assert seen == {64, 128}, "128 where memory for the longest row is measured, before the first step"
 
 
 def test_a_dataset_of_empty_answers(make_run: MakeRun, copy_base: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from engine_ranks import Ranks
 from engine_runs import HYPERPARAMS, MakeRun, exported, last_checkpoint, of_type, outcome
-from fusion_core.job_spec import Hyperparams
+from fusion_core.job_spec import FinetuneHyperparams, Hyperparams
+from fusion_core.trainer_protocol import EngineRun, FinetuneRun, read_run, write_run
 from fusion_engine.run import execute
 from msgspec.structs import replace
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 SETTINGS = [replace(HYPERPARAMS, train_scope=scope, own_head=False) for scope in ("new", "all")]
 SETTINGS.append(replace(HYPERPARAMS, growth_factor=2.0, own_head=True))
 SETTINGS_NAMES = ["new", "all", "own-head"]
+ADAPTERS = FinetuneHyperparams(lora_rank=4, steps=12, lr=1e-2, seq_len=16, batch_size=4, replay_fraction=0.25)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=SETTINGS_NAMES)
@@ -38,6 +40,28 @@ def test_two_processes_train_one_model_and_resume_to_the_same_bytes(
     assert finished.returncode == 0, finished.stderr
     assert exported(resumed) == exported(whole)
     assert outcome(resumed).result == result
+
+
+@pytest.mark.parametrize("kind", ["width", "finetune"])
+def test_two_processes_of_other_kinds_resume_to_the_same_bytes(
+    make_run: MakeRun, pool: str, kind: str, ranks: Ranks
+) -> None:
+    def make(name: str, **fields: Any) -> Path:
+        settings = replace(HYPERPARAMS, growth_axis="width")
+        run_dir = make_run(name, hyperparams=settings, num_processes=2, pool_files=(pool,), **fields)
+        if kind == "finetune":
+            shared = {field: getattr(read_run(run_dir), field) for field in EngineRun.__struct_fields__}
+            write_run(run_dir, FinetuneRun(hyperparams=ADAPTERS, **shared))
+        return run_dir
+
+    whole, killed = make("whole"), make("killed")
+    finished = ranks.attempt(whole)
+    assert finished.returncode == 0, finished.stderr
+    assert ranks.attempt(killed, FUSION_FAILPOINT="step:7").returncode != 0
+    resumed = make("resumed", checkpoint_dir=last_checkpoint(killed))
+    assert ranks.attempt(resumed).returncode == 0
+    assert outcome(resumed).result == outcome(whole).result
+    assert exported(resumed) == exported(whole)
 
 
 def test_two_machines_without_a_common_disk_train_the_bytes_of_one_with_two_processes(
