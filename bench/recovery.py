@@ -82,7 +82,7 @@ async def owner(connection: OwnConnection, job_id: UUID) -> str:
                 job_id,
             )
             if name is not None:
-                return name
+                return name.rpartition("-")[0]  # the cluster's, less what tells its starts apart
             await asyncio.sleep(0.1)
 
 

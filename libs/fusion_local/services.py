@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from fusion_core import operator_tokens
@@ -122,7 +122,7 @@ class LocalFusion:
     def start_worker(self, name: str, pool: str) -> None:
         settings = {
             "pool": pool,
-            "name": name,
+            "name": f"{name}-{uuid4().hex[:8]}",  # starting all anew ends a drain, which holds for a name
             "work_dir": self.root / "workers" / name,
             "device": "cpu",
             "threads": min(2, os.cpu_count() or 1),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -140,7 +141,7 @@ class Cluster:
 
     def _own_settings(self, name: str) -> dict[str, object]:
         if name in (*self.workers, self.engine_worker):
-            own = {"name": name, "device": "cpu", "work_dir": self._work_dir(name), "min_free_bytes": MIN_FREE_BYTES}
+            own = {"device": "cpu", "work_dir": self._work_dir(name), "min_free_bytes": MIN_FREE_BYTES}
             if name == self.engine_worker:
                 return {**own, "pool": ENGINE_POOL, "checkpoint_every_s": 0.001}
             return {**own, "pool": POOL, "trainer_command": shlex.join(self._trainer)}
@@ -184,7 +185,10 @@ class Cluster:
 
     def start(self, name: str) -> None:
         module = f"fusion_{name.partition('-')[0]}"
-        self.processes.start(name, [sys.executable, "-m", module], env=self._environments[name])
+        environment = self._environments[name]
+        if name in (*self.workers, self.engine_worker):  # another machine: drains by the rule hold for a name
+            environment = environment | {"FUSION_NAME": f"{name}-{uuid4().hex[:8]}"}
+        self.processes.start(name, [sys.executable, "-m", module], env=environment)
 
     def is_running(self, name: str) -> bool:
         with contextlib.suppress(KeyError, psutil.NoSuchProcess):

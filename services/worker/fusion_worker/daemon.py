@@ -47,7 +47,7 @@ class Daemon:
         self._draining = asyncio.Event()
         self._runner: AttemptRunner | None = None
         self._attempt_now: Attempt | None = None
-        self._drained = False  # by an operator
+        self._drained: bool | None = None  # by an operator; not known until it has registered
         self._group: Group | None = None
         self.metrics = Metrics()
 
@@ -78,8 +78,11 @@ class Daemon:
             self._machine = Machine(pool, storage, cache, self._settings, self.metrics, self._group)
             self._readiness = Readiness(self._settings, storage, self._group)
             self._slot = Slot(pool, self._claimer, self._settings, self._readiness)
+            self._slot.closed = True  # until it has registered: it may be drained already
             self._doorbell = Doorbell(self._settings.redis_url, self._settings.pool, self._slot)
-            async with _running(self._doorbell.run()), _running(self._report_for_ever()):
+            alive.mark(work_dir)
+            registered = await self._register()
+            async with _running(self._doorbell.run()), _running(self._report_for_ever(registered)):
                 log.info("worker_ready", worker_id=str(self._claimer.worker_id), pool=self._settings.pool)
                 await self._serve()
             await self._report("gone")
@@ -103,7 +106,8 @@ class Daemon:
         """Drained, a worker gives its job back as on SIGTERM, but stays; undrained it claims again."""
         if drained == self._drained or self._draining.is_set():
             return
-        log.info("drained" if drained else "undrained")
+        if drained or self._drained is not None:
+            log.info("drained" if drained else "undrained")
         self._drained = self._slot.closed = drained
         self._doorbell.follow_slot()
         if drained and self._runner is not None:
@@ -165,9 +169,8 @@ class Daemon:
                 self.metrics.attempt_ended()
             await self._report()
 
-    async def _report_for_ever(self) -> None:
+    async def _report_for_ever(self, registered: bool) -> None:
         """A busy worker reports, too, if less often: its lease says that it lives, its row that its pool has it."""
-        registered = False
         beat = 0
         while True:
             alive.mark(Path(self._settings.work_dir))
@@ -188,7 +191,7 @@ class Daemon:
     async def _register(self) -> bool:
         try:
             async with connection_within(self._machine.pool, REPORT_PATIENCE_S) as connection:
-                await queries.register_worker(
+                row = await queries.register_worker(
                     connection,
                     id=self._claimer.worker_id,
                     name=self._settings.name or socket.gethostname(),
@@ -208,6 +211,7 @@ class Daemon:
         except POSTGRES_AWAY as error:
             log.warning("not_registered", error=str(error))
             return False
+        self._heed_operator(row["drained"])
         return True
 
     async def _report(self, state: str | None = None) -> bool:

@@ -169,3 +169,45 @@ async def test_a_committed_checkpoint_has_its_manifest_beside_it(site: Site, sta
     await site.has_event(job_id, "checkpoint")
     row = await site.pool.fetchrow("select s3_prefix, manifest from checkpoints where job_id = $1", job_id)
     assert msgspec.json.decode(await site.storage.get_bytes(f"{row['s3_prefix']}/{MANIFEST_FILE}")) == row["manifest"]
+
+
+async def test_a_drain_holds_for_the_name_until_it_is_undone(
+    site: Site, processes: Processes, worker_environment: dict[str, str]
+) -> None:
+    argv, environment = [sys.executable, "-m", "fusion_worker"], worker_environment | {"FUSION_NAME": "gpu-7"}
+    by = By(actor="ada", reason="broken fan")
+
+    async def registered(count: int) -> UUID:
+        async def there() -> bool:
+            return bool(await site.pool.fetchval("select count(*) = $1 from workers", count))
+
+        await until(there, f"{count} workers have registered")
+        newest: UUID = await site.pool.fetchval("select id from workers order by started_at desc limit 1")
+        return newest
+
+    processes.start("worker", argv, env=environment)
+    first = await registered(1)
+    async with site.pool.acquire() as connection:
+        await drain_worker(connection, by, first, drain=True)
+    processes.kill("worker")
+    job_id = await site.train()
+    processes.start("worker again", argv, env=environment)
+    second = await registered(2)
+    row = await site.pool.fetchrow("select * from workers where id = $1", second)
+    assert row is not None
+    assert (row["drain_reason"], row["drain_requested_at"] < row["started_at"]) == ("broken fan", True)
+    for _ in range(3):  # reports, between which it could have polled and heard the bell
+        seen_at = await site.pool.fetchval("select max(seen_at) from workers")
+        await until(lambda before=seen_at: newest_after(site, before), "a report")
+    assert (await site.job(job_id)).lease_epoch == 0, "it claimed nothing, not even before its first report"
+    async with site.pool.acquire() as connection:
+        await drain_worker(connection, by, second, drain=False)
+    await site.reaches(job_id, "completed")
+    processes.kill("worker again")
+    job_id = await site.train()
+    processes.start("worker once more", argv, env=environment)
+    await site.reaches(job_id, "completed")
+
+
+async def newest_after(site: Site, moment: datetime) -> bool:
+    return bool(await site.pool.fetchval("select max(seen_at) > $1 from workers", moment))

@@ -185,10 +185,24 @@ on conflict (name) do update set gpu_class = excluded.gpu_class, gpu_count = exc
 where excluded.gpu_class is not null
     and (pools.gpu_class, pools.gpu_count) is distinct from (excluded.gpu_class, excluded.gpu_count);
 
--- name: register_worker(id, name, pool, spec_version, capabilities, version, gpus)!
-insert into workers (id, name, pool, spec_version, capabilities, version, gpus, state)
-values (:id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle')
-on conflict (id) do update set seen_at = now(), state = 'idle';
+-- name: register_worker(id, name, pool, spec_version, capabilities, version, gpus)^
+-- A drain outlives the process: it holds for who comes with the same name into the same pool, until it is undone.
+-- Rows that a later process has followed say nothing any more; of several processes with one name all must be drained.
+with known as (
+    select w.drain_requested_at, w.drain_reason, w.seen_at, max(w.started_at) over () as last_start
+    from workers w where w.name = :name and w.pool = :pool
+), kept as (
+    select min(k.drain_requested_at) as since, min(k.drain_reason) as reason from known k
+    where k.seen_at >= k.last_start having bool_and(k.drain_requested_at is not null)
+)
+insert into workers (
+    id, name, pool, spec_version, capabilities, version, gpus, state, drain_requested_at, drain_reason
+) values (
+    :id, :name, :pool, :spec_version, :capabilities, :version, :gpus, 'idle', (select since from kept),
+    (select reason from kept)
+)
+on conflict (id) do update set seen_at = now(), state = 'idle'
+returning drain_requested_at is not null as drained;
 
 -- name: worker_seen(state, job_id, id)^
 -- Answers whether an operator has drained it. No row: it was silent for so long that it has been forgotten, and must
