@@ -30,7 +30,8 @@ CONFIG = {
 }
 MANIFEST = Manifest((FileEntry("config.json", 10, hashlib.sha256(b"").hexdigest()),))
 _COPIED = (
-    "account_id, type, request_sha256, spec_version, spec, base_model_id, dataset_id, price_version, estimate, pool"
+    "account_id, type, request_sha256, spec_version, spec, base_model_id, dataset_id, price_version, estimate,"
+    " reserved_microusd, pool"
 )
 _GROWING = ("jobs", "job_events", "job_metrics", "checkpoints", "models", "ledger", "outbox")
 
