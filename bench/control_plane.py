@@ -33,7 +33,7 @@ import msgspec
 import psutil
 from fusion_core.db import jobs
 from fusion_core.db.pool import connect
-from fusion_local.stack import Stack, create_database, free_port
+from fusion_local.stack import Service, Stack, create_database, free_port
 from queue_contenders import CONNECTIONS, FILL, NAMES, Drained
 from queue_fleet import Order, Report
 from queue_notify import commits_per_s
@@ -120,7 +120,7 @@ class Bench:
         async with database(self._stack, "doorbell") as connection:
             accounts = await make_accounts(connection)
             await make_templates(connection, accounts)
-            with orchestrator(self._stack, self._environment("doorbell"), free_port()):
+            with orchestrator(self._stack, self._environment("doorbell", "orchestrator"), free_port()):
                 for by in ("ring", "both"):
                     await queue_jobs(connection, self._plan.rings, f"doorbell-{by}-")
                     await self._work("doorbell", by, connection, self._listeners(by, self._plan.rings))
@@ -144,7 +144,7 @@ class Bench:
                     checkpoints=1,
                     seed=self._plan.seed,
                 )
-                with orchestrator(self._stack, self._environment(name), free_port()):
+                with orchestrator(self._stack, self._environment(name, "orchestrator"), free_port()):
                     await self._work("life", f"{scale}x", connection, order)
                 self.results.sizes, self.results.life_jobs = await sizes(connection), count
 
@@ -190,7 +190,7 @@ class Bench:
     async def _fleet(self, name: str, order: Order) -> list[Child]:
         orders = [msgspec.structs.replace(order, seed=order.seed + number) for number in range(PROCESSES)]
         argvs = [["queue_fleet.py", msgspec.json.encode(one).decode()] for one in orders]
-        return await run_children(argvs, self._environment(name))
+        return await run_children(argvs, self._environment(name, "worker"))
 
     def _keep(self, part: str, label: str, order: Order, children: Sequence[Child], cost: Cost, rows: int = 0) -> None:
         reports = [msgspec.json.decode(child.output, type=Report) for child in children]
@@ -207,9 +207,9 @@ class Bench:
                 found[name] = tree_memory(psutil.Process(self._stack.processes.pid(name)))
         return found
 
-    def _environment(self, name: str) -> dict[str, str]:
-        """Of a process over one database, through the pooler where there is one."""
-        direct = self._stack.environment(name)
+    def _environment(self, name: str, service: Service) -> dict[str, str]:
+        """Of a process over one database with its service's login, through the pooler where there is one."""
+        direct = self._stack.environment(name, service=service)
         if self._pooler_port is None:
             return direct
         pooled = direct["FUSION_DATABASE_URL"].replace(f":{self._stack.postgres_port}/", f":{self._pooler_port}/")

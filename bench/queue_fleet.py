@@ -28,6 +28,7 @@ from fusion_core.db.attempts import Attempt, Claimer, LeaseLostError, NewModel, 
 from fusion_core.db.checkpoints import NewCheckpoint
 from fusion_core.db.pool import Pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
+from fusion_core.db.worker_statements import WorkerConnection
 from queue_world import CONFIG, MANIFEST, POOL
 
 TTL_S = 20.0
@@ -265,9 +266,10 @@ async def serve(order: Order) -> Report:
         min_size=order.connections,
         max_size=order.connections,
         prepared=os.environ.get("FUSION_PREPARED_STATEMENTS") != "false",
+        connection_class=WorkerConnection,
     )
     fleet = Fleet(pool, order)
-    await queries.outbox_depth(pool)  # the first call of a connection reads the catalog
+    await queries.checkpoint_age(pool, job_id=uuid4())  # the first call of a connection reads the catalog
     await fleet.run(os.environ["FUSION_REDIS_URL"])
     await pool.close()
     return fleet.report

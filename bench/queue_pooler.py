@@ -21,7 +21,11 @@ def start_pgbouncer(stack: Stack, program: str) -> int:
     port, folder = free_port(), stack.root / "pgbouncer"
     folder.mkdir()
     users, config = folder / "users.txt", folder / "pgbouncer.ini"
-    write_private(users, f'"postgres" "{stack.secrets.postgres}"\n'.encode())
+    logins = {
+        "worker_login": stack.secrets.postgres_worker,
+        "orchestrator_login": stack.secrets.postgres_orchestrator,
+    }
+    write_private(users, "".join(f'"{login}" "{password}"\n' for login, password in logins.items()).encode())
     lines = {
         "listen_addr": HOST,
         "listen_port": port,

@@ -2,24 +2,23 @@
 # ruff: noqa: S608 - the statements are the tests' own
 
 from collections.abc import AsyncIterator
-from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 from fusion_core.db import roles
-from fusion_core.db.attempts import Claimer, claim
-from fusion_core.db.pool import OwnConnection, connect, queries
+from fusion_core.db.pool import OwnConnection, connect
+from fusion_core.db.worker_statements import SCHEMA, STATEMENTS, WorkerConnection
 from fusion_local.stack import Stack
 
-from tests.integration.worker.conftest import POOL, Site
+from tests.integration.worker.conftest import Site
 
 DENIED = asyncpg.InsufficientPrivilegeError
-KEYS_AND_LOGS = ("api_keys", "webhook_endpoints", "webhook_deliveries", "operator_tokens", "audit_log")
 
 
 @pytest.fixture
 async def worker(stack: Stack, database_name: str) -> AsyncIterator[OwnConnection]:
-    connection = await connect(stack.database_url(database_name, "worker"), application_name="test")
+    url = stack.database_url(database_name, "worker")
+    connection = await connect(url, application_name="test", connection_class=WorkerConnection)
     yield connection
     await connection.close()
 
@@ -31,87 +30,50 @@ async def api(stack: Stack, database_name: str) -> AsyncIterator[OwnConnection]:
     await connection.close()
 
 
-@pytest.mark.parametrize("table", [*KEYS_AND_LOGS, "accounts", "idempotency_keys", "ledger"])
-async def test_a_worker_reads_no_key_webhook_account_or_log(worker: OwnConnection, table: str) -> None:
-    with pytest.raises(DENIED):
-        await worker.execute(f"select * from {table}")
-
-
-async def test_a_worker_deletes_nothing(worker: OwnConnection) -> None:
+async def test_a_worker_has_no_right_to_any_table(worker: OwnConnection) -> None:
     tables = await worker.fetch(
         "select oid::regclass::text as name from pg_class where relnamespace = 'public'::regnamespace "
-        "and relkind in ('r', 'p')"
+        "and relkind in ('r', 'p', 'v')"
     )
     assert len(tables) > 20
-    for privilege in ("delete", "truncate", "references", "trigger"):
-        held = [
-            row["name"]
-            for row in tables
-            if await worker.fetchval("select has_table_privilege($1, $2)", row["name"], privilege)
-        ]
-        notes = ["worker_crashes"] if privilege == "delete" else []  # of the worker itself
-        assert held == notes, privilege
+    rights = "select, insert, update, delete, truncate, references, trigger"
+    held = [
+        row["name"]
+        for row in tables
+        if await worker.fetchval("select has_table_privilege($1, $2)", row["name"], rights)
+        or await worker.fetchval("select has_any_column_privilege($1, 'select, insert, update')", row["name"])
+    ]
+    assert held == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "account_id = gen_random_uuid()", "spec = '{}'", "estimate = '{}'", "priority = 100", "reserved_microusd = 0",
-        "gpu_seconds = 0", "cancel_requested_at = null", "idempotency_key = 'other'", "deadline_at = null",
-    ],
-)  # fmt: skip
-async def test_a_worker_cannot_change_what_a_customer_ordered(site: Site, worker: OwnConnection, change: str) -> None:
-    await running(site, worker)
-    with pytest.raises(DENIED):
-        await worker.execute(f"update jobs set {change}")
-
-
-async def running(site: Site, worker: OwnConnection) -> UUID:
-    """A job claimed through the worker's own login."""
-    job_id = await site.train()
-    assert await claim(worker, Claimer(worker_id=uuid4(), pool=POOL), job_id, 0, uuid4(), 60.0) is not None
-    return job_id
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "lease_epoch = lease_epoch + 1",
-        "attempt_id = gen_random_uuid()",
-        "lease_owner = gen_random_uuid()",
-        "lease_epoch = 0",
-    ],
-)
-async def test_a_worker_cannot_take_a_running_job_from_another(site: Site, worker: OwnConnection, change: str) -> None:
-    await running(site, worker)
-    with pytest.raises(DENIED, match="a worker may not change job"):
-        await worker.execute(f"update jobs set {change}")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "state = 'failed', finished_at = now(), error = '{}'",
-        "not_before = now() - interval '1 day'",
-        "retries = 0",
-        "state = 'running', lease_owner = gen_random_uuid(), attempt_id = gen_random_uuid(), "
-        "lease_epoch = lease_epoch + 2, lease_expires_at = now(), started_at = now()",
-    ],
-)
-async def test_a_worker_cannot_touch_a_job_that_it_has_not_claimed(
-    site: Site, worker: OwnConnection, change: str
+async def test_a_worker_runs_its_own_statements_and_no_other_function_with_its_owners_rights(
+    worker: OwnConnection,
 ) -> None:
-    await site.train()
-    with pytest.raises(DENIED, match="a worker may not change job"):
-        await worker.execute(f"update jobs set {change}")
+    callable_ = await worker.fetch(
+        "select p.pronamespace::regnamespace::text || '.' || p.proname as name from pg_proc p"
+        " where p.prosecdef and p.prorettype <> 'trigger'::regtype and has_function_privilege(p.oid, 'execute')"
+    )
+    assert {row["name"] for row in callable_} == {f"{SCHEMA}.{name}" for name in STATEMENTS}
 
 
-async def test_a_worker_cannot_bring_back_a_job_that_has_ended(site: Site, worker: OwnConnection) -> None:
-    job_id = await site.train()
-    await queries.cancel_idle_job(site.pool, job_id=job_id)
-    for change in ("last_checkpoint_step = 9", "state = 'queued', finished_at = null", "event_seq = 99"):
-        with pytest.raises((DENIED, asyncpg.RestrictViolationError)):
-            await worker.execute(f"update jobs set {change}")
+async def test_the_api_and_the_orchestrator_cannot_run_the_workers_functions(api: OwnConnection) -> None:
+    with pytest.raises(DENIED):
+        await api.execute(f"select * from {SCHEMA}.get_claim(gen_random_uuid(), gen_random_uuid())")
+
+
+async def test_functions_of_the_release_before_stay_and_older_ones_go(
+    site: Site, stack: Stack, database_name: str
+) -> None:
+    owner = await connect(stack.database_url(database_name), application_name="test")
+    try:
+        await owner.execute("create schema worker_00000000000a; create schema worker_00000000000b")
+        await owner.execute(f"drop schema {SCHEMA} cascade")
+        await roles.grant_roles(owner)
+        await roles.grant_roles(owner)
+        left = await owner.fetch("select nspname from pg_namespace where nspname like 'worker%' order by 1")
+        assert [row["nspname"] for row in left] == sorted(["worker_00000000000b", SCHEMA])
+    finally:
+        await owner.close()
 
 
 @pytest.mark.parametrize("table", ["operator_tokens", "audit_log"])

@@ -56,6 +56,7 @@ async def connect_pool(
     max_size: int = 10,
     prepared: bool = True,
     statement_timeout_s: float = STATEMENT_TIMEOUT_S,
+    connection_class: type[OwnConnection] = asyncpg.Connection,
 ) -> Pool:
     """Open a pool whose every statement, and every pause within a transaction, has a deadline.
 
@@ -73,6 +74,7 @@ async def connect_pool(
         server_settings={"application_name": application_name},
         init=_prepare_pooled,
         reset=_leave_transaction,
+        connection_class=connection_class,
     )
 
 
@@ -104,11 +106,19 @@ async def _leave_transaction(connection: Connection) -> None:
 
 
 async def connect(
-    url: str, *, application_name: str, statement_timeout_s: float = STATEMENT_TIMEOUT_S
+    url: str,
+    *,
+    application_name: str,
+    statement_timeout_s: float = STATEMENT_TIMEOUT_S,
+    connection_class: type[OwnConnection] = asyncpg.Connection,
 ) -> OwnConnection:
     """One connection outside any pool: for LISTEN, migrations, retention and the operator's command."""
     connection = await asyncpg.connect(
-        url, timeout=10, command_timeout=statement_timeout_s, server_settings={"application_name": application_name}
+        url,
+        timeout=10,
+        command_timeout=statement_timeout_s,
+        server_settings={"application_name": application_name},
+        connection_class=connection_class,
     )
     await prepare_connection(connection)
     return connection

@@ -1,4 +1,5 @@
-"""The services' roles in the database: each may do what its statements do (roles.sql, worker_fence.sql)."""
+"""The services' roles in the database: each may do what its statements do (roles.sql), a worker's
+by functions alone (worker_statements.py), on rows of its own jobs (worker_fence.sql)."""
 
 import hashlib
 from pathlib import Path
@@ -7,6 +8,7 @@ import asyncpg
 import structlog
 
 from fusion_core.db.pool import Connection
+from fusion_core.db.worker_statements import grant_functions, write_functions
 
 ROLES = ("fusion_api", "fusion_orchestrator", "fusion_worker")
 _GRANTS = Path(__file__).with_name("roles.sql")
@@ -37,9 +39,11 @@ async def grant_roles(connection: Connection) -> None:
 
     The fence only where it is another one: its triggers lock every table that workers write.
     """
+    await write_functions(connection)
     if not await ensure_roles(connection):
         return
     await connection.execute(_GRANTS.read_text())
+    await grant_functions(connection)
     fence = _FENCE.read_text()
     mark = hashlib.sha256(fence.encode()).hexdigest()
     if await connection.fetchval("select obj_description(to_regproc('by_worker'), 'pg_proc')") != mark:

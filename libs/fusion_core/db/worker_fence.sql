@@ -1,12 +1,13 @@
--- What a session of a worker may write, whatever statement it makes up; written anew after every migration (roles.py).
+-- What a session of a worker may write, by whichever statement; written anew after every migration (roles.py). It runs its
+-- statements as functions with their owner's rights (worker_statements.py), so the session's login is asked for.
 -- The worker's own statements name job, epoch and attempt and are fenced by them; those are no secrets among workers.
 -- This fence asks for the login, so it parts workers that have logins of their own.
 
 -- In plpgsql, because a function in SQL is parsed and planned anew for each trigger of each statement: 8 us against 1.
 create or replace function by_worker() returns boolean language plpgsql stable as $$
 begin
-    return pg_has_role(current_user, 'fusion_worker', 'usage')
-        and not pg_has_role(current_user, 'fusion_orchestrator', 'usage');  -- the owner, and superusers, are of every role
+    return pg_has_role(session_user, 'fusion_worker', 'usage')
+        and not pg_has_role(session_user, 'fusion_orchestrator', 'usage');  -- the owner, and superusers, are of every role
 end $$;
 
 create or replace function login_oid() returns oid language sql stable as $$
@@ -180,13 +181,9 @@ end $$;
 create or replace trigger rows_of_workers after insert or update on pools
     for each row when (by_worker()) execute function keep_to_own_pool();
 
--- A claim locks an account's count, which takes the right to update it; only count_running_job writes.
-create or replace function keep_counts() returns trigger language plpgsql as $$
-begin
-    perform refuse_worker('what an account runs');
-end $$;
-create or replace trigger rows_of_workers before update on accounts_running
-    for each row when (by_worker()) execute function keep_counts();
+-- Counts of running jobs are no table of a worker's any more: count_running_job writes them for its session.
+drop trigger if exists rows_of_workers on accounts_running;
+drop function if exists keep_counts();
 
 create or replace function keep_to_rule() returns trigger language plpgsql as $$
 begin

@@ -19,6 +19,7 @@ from fusion_core.db.attempts import Attempt, Claimer
 from fusion_core.db.failing_workers import SHARED_CAUSES
 from fusion_core.db.pool import POSTGRES_AWAY, close_pool, connect_pool, queries
 from fusion_core.db.rows import JobRow
+from fusion_core.db.worker_statements import WorkerConnection
 from fusion_core.storage import Storage
 
 from fusion_worker import alive
@@ -69,6 +70,7 @@ class Daemon:
                 min_size=0,  # Postgres may be away: then the daemon waits
                 max_size=4,
                 prepared=self._settings.prepared_statements,
+                connection_class=WorkerConnection,
             )
             stack.push_async_callback(close_pool, pool)
             storage = await stack.enter_async_context(Storage(self._settings))
