@@ -21,8 +21,9 @@ _PREPARED_STATEMENTS = 100  # kept by a connection
 # A process that is paused or cut off in the middle of a transaction holds the job's row: nobody could reclaim it.
 IDLE_IN_TRANSACTION_S = 15.0
 
-# What a call raises while Postgres is away, goes away, is full of connections or has just come back. The last is a
-# connection that ended between two messages of one statement.
+# What a call raises while Postgres is away, goes away, is full of connections or has just come back. There is one for a
+# connection that ended between two messages of a statement (InternalClientError), and one for a worker that came before
+# its release's migration (InvalidSchemaNameError, worker_statements.py).
 POSTGRES_AWAY = (
     OSError,
     TimeoutError,
@@ -32,6 +33,7 @@ POSTGRES_AWAY = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidSchemaNameError,
 )
 
 # aiosql makes one coroutine a named query (an async generator where it answers many rows), with named parameters.

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import structlog
 from fusion_core import tracing
 from fusion_core.db.attempts import Attempt, Claimer
@@ -211,7 +212,9 @@ class Daemon:
                     gpu_count=self._settings.gpus if self._settings.gpu_class else 0,
                 )
         except POSTGRES_AWAY as error:
-            log.warning("not_registered", error=str(error))
+            not_migrated = isinstance(error, asyncpg.InvalidSchemaNameError)
+            hint = "run fusion-admin migrate of this worker's release" if not_migrated else None
+            log.warning("not_registered", error=str(error), hint=hint)
             return False
         self._heed_operator(row["drained"])
         return True

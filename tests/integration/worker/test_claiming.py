@@ -11,8 +11,10 @@ from arq import ArqRedis, create_pool
 from arq.connections import RedisSettings
 from fusion_core.db import attempts
 from fusion_core.db.attempts import Attempt, Claimer
+from fusion_core.db.migrate import migrate
 from fusion_core.db.pool import Connection
 from fusion_core.db.rows import JobRow
+from fusion_core.db.worker_statements import SCHEMA
 from fusion_local.stack import Stack
 from fusion_worker.doorbell import queue_name
 from fusion_worker.readiness import Readiness
@@ -161,3 +163,21 @@ async def test_a_run_folder_that_cannot_be_made_is_a_crash_of_the_job_and_not_of
     in_the_way.unlink()
     await site.be_due(job_id)
     await site.reaches(job_id, "completed")
+
+
+async def test_a_worker_before_its_migration_waits_for_it_and_says_so(
+    site: Site, stack: Stack, database_name: str, start_daemon: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await site.pool.execute(f"drop schema {SCHEMA} cascade")
+    job_id = await site.train()
+    await start_daemon()
+    told = ""
+
+    async def warned() -> bool:
+        nonlocal told
+        told += capsys.readouterr().out
+        return "fusion-admin migrate" in told
+
+    await until(warned, "the worker says what it waits for")
+    await migrate(stack.database_url(database_name))
+    assert (await site.reaches(job_id, "completed")).state == "completed"
