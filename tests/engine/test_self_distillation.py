@@ -15,7 +15,7 @@ from fusion_core.job_spec import Hyperparams
 from fusion_core.trainer_protocol import TrainRun
 from fusion_engine.base_folder import BaseFolder, load_model, open_base
 from fusion_engine.batch import Batch
-from fusion_engine.grow import grow
+from fusion_engine.grow import grow, new_blocks
 from fusion_engine.lora import adapters_off, attach_adapters
 from fusion_engine.objective import next_token_loss
 from fusion_engine.rehearsal import rehearsing_loss
@@ -75,6 +75,20 @@ def test_the_loss_is_the_divergence_from_the_base_and_the_cross_entropy_of_other
     assert divergence > 0.01 * plain
     torch.testing.assert_close(loss.detach(), divergence + plain, rtol=1e-4, atol=1e-4)
     assert int(targets) == batch.labels.numel()
+
+
+def test_blocks_below_the_first_new_one_are_computed_once_for_both(tiny_base: Path, tmp_path: Path) -> None:
+    opened, plan, grown = grown_of(tiny_base, tmp_path / "grown", SETTINGS)
+    new, stack = new_blocks(plan), grown.model.get_decoder().layers
+    computed: list[int] = []
+    for number, block in enumerate(stack):
+        block.mlp.register_forward_hook(lambda *_, number=number: computed.append(number))
+    loss_of = rehearsing_loss(run_of(plan, SETTINGS), opened, grown, FP32, CPU)
+    loss_of(grown.model, batch_of([False, True, False]))
+    old_above = [number for number in range(min(new), len(stack)) if number not in new]
+    assert min(new) > 0
+    assert old_above
+    assert computed == [*range(len(stack)), *old_above]
 
 
 @pytest.mark.parametrize("settings", SCOPES, ids=SCOPE_NAMES)
