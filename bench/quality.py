@@ -1,12 +1,13 @@
 """Does growing beat fine-tuning? Fusion's two modes against full fine-tuning, LoRA and frozen block expansion.
 
-    .venv/bin/python bench/quality.py [--quick] [--fresh] [--out docs/figures]
+    .venv/bin/python bench/quality.py [--quick] [--fresh] [--settings] [--out docs/figures]
 
 A base of 1.2M parameters is made once (some five minutes) and learns documentation and code. Then a customer's new
 domain is taught to it by every method, with rehearsal and without, at equal tokens, each at its best learning rate on
 one seed and again on another; the default mode also at equal compute. Every job runs through the engine as a worker
 runs it. Two processes of one thread each: about 40 minutes on two quiet cores. An interrupted study goes on where it
-was; --fresh begins again; --quick only shows that everything works, in about two minutes.
+was; --fresh begins again; --quick only shows that everything works, in about two minutes. --settings then looks around
+the defaults of the training loop, one at a time, in some ten minutes more.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> int:
     base = prepare(folder / "base", QUICK_BASE if arguments.quick else BaseScale())
     records = Records(folder / "records.jsonl")
     study = Study(base, QUICK if arguments.quick else Scale(), records, lambda line: print(line, flush=True))
-    study.run()
+    study.run(settings=arguments.settings)
     report = Report(study)
     print(report.markdown())
     out = arguments.out or (folder if arguments.quick else ROOT / "docs" / "figures")
@@ -48,6 +49,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny, in two minutes; its figures mean nothing")
     parser.add_argument("--fresh", action="store_true", help="forget the base and all results of earlier calls")
+    parser.add_argument(
+        "--settings", action="store_true", help="also warm-up, decay, clipping and rehearsal around theirs"
+    )
     parser.add_argument("--out", type=Path, help="where quality.json and quality.png go")
     return parser.parse_args()
 

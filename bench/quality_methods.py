@@ -37,12 +37,19 @@ METHODS = {
     ),
     "deep": Method("Fusion, deep mode", (4e-3, 8e-3, 1.6e-2), {"train_scope": "all", "own_head": False}),
 }
+# Around each default of the training loop, one at a time, in Fusion's default mode.
+SETTINGS = {
+    "warmup": (0.0, 0.1),
+    "weight_decay": (0.0, 0.1),
+    "max_grad_norm": (0.3, 3.0),
+    "replay_fraction": (0.1, 0.3),
+}
 FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "tied", "deep", "expansion", "lora")
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training job of the comparison; `placement` overrides the method's own."""
+    """One training job of the comparison; `placement` overrides the method's own, `setting` (name, value) any other."""
 
     method: str
     rehearsal: bool
@@ -51,11 +58,13 @@ class Cell:
     steps: int
     placement: str = ""
     retain: float = 0.0
+    setting: tuple[str, float] | None = None
 
     @property
     def key(self) -> str:
         parts = [self.method, "rehearsal" if self.rehearsal else "plain", f"lr{self.lr:g}", f"seed{self.seed}"]
         parts += [f"steps{self.steps}", self.placement, f"retain{self.retain:g}" if self.retain else ""]
+        parts += [f"{name}{value:g}" for name, value in self._setting.items()]
         return "-".join(part for part in parts if part)
 
     def hyperparams(self) -> Hyperparams | FinetuneHyperparams:
@@ -67,7 +76,12 @@ class Cell:
             "batch_size": BATCH_SIZE,
             "replay_fraction": REHEARSED_SHARE if self.rehearsal else 0.0,
         }
+        shared |= self._setting
         if method.lora_rank:
             return FinetuneHyperparams(lora_rank=method.lora_rank, steps=self.steps, eval_every=self.steps, **shared)
         own = method.settings | ({"growth_placement": self.placement} if self.placement else {})
         return Hyperparams(turns=TURNS, cycles=1, train_steps=self.steps // TURNS, retain=self.retain, **(own | shared))
+
+    @property
+    def _setting(self) -> dict[str, float]:
+        return dict([self.setting]) if self.setting else {}

@@ -1,6 +1,6 @@
 """The study's tables, its goals and its plot."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -50,8 +50,8 @@ class Report:
     def goals(self) -> list[tuple[str, bool, str]]:
         """(goal, whether it was reached, the figures)."""
         equal_compute = {cell.method: cell for cell in self._study.equal_compute()}
-        full, lora = (self.means(self._study.best(method, True)) for method in ("full", "lora"))
-        default, deep = self.means(equal_compute["fusion"]), self.means(self._study.best("deep", True))
+        full, deep = (self.means(self._study.best(method, True)) for method in ("full", "deep"))
+        default, lora = (self.means(equal_compute[method]) for method in ("fusion", "lora"))
         over_full, over_lora = _ratios(default, full), _ratios(default, lora)
         deep_over_full = _ratios(deep, full)
         falling = all(
@@ -67,7 +67,11 @@ class Report:
                 max(over_full["A"], over_full["C"]) <= 0.9,
                 _show(over_full, "AC"),
             ),
-            ("default ahead of LoRA on all three", max(over_lora.values()) < 1.0, _show(over_lora, "BAC")),
+            (
+                "default, equal compute: ahead of LoRA on all three",
+                max(over_lora.values()) < 1.0,
+                _show(over_lora, "BAC"),
+            ),
             (
                 "deep, equal tokens: ahead of full fine-tuning on all three",
                 max(deep_over_full.values()) < 1.0,
@@ -94,16 +98,15 @@ class Report:
             *(self._placement_row(cell) for cell in self._first_seeds(self._study.placements())),
             _heading("retain: moved toward the base at export, first seed", "mode", "retain", "B", "A", "C"),
             *(self._retain_row(cell) for cell in self._retain_cells()),
+            *self._settings_table(),
             _heading("Goals", "goal", "reached", "ratio"),
             *(f"| {goal} | {'yes' if reached else '**no**'} | {ratio} |" for goal, reached, ratio in self.goals()),
         ]
         return "\n".join(parts)
 
     def _row(self, cell: Cell) -> str:
-        figures = self.figures(cell)
         label = METHODS[cell.method].label + (" + rehearsal" if cell.rehearsal else "")
-        values = " | ".join(_with_spread(figures[domain]) for domain in DOMAINS)
-        return f"| {label} | {cell.steps} | {cell.lr:g} | {values} | {self._cost(cell.method):.2f} |"
+        return f"| {label} | {cell.steps} | {cell.lr:g} | {self._values(cell)} | {self._cost(cell.method):.2f} |"
 
     def _sweep_row(self, method: str, rehearsal: bool) -> str:
         cells = self._study.swept(method, rehearsal)
@@ -111,10 +114,8 @@ class Report:
         return f"| {METHODS[method].label} | {'yes' if rehearsal else 'no'} | {'; '.join(found)} |"
 
     def _placement_row(self, cell: Cell) -> str:
-        figures = self.figures(cell)
         after = ", ".join(str(number) for number in self._records.outcome(cell).new_after)
-        values = " | ".join(_with_spread(figures[domain]) for domain in DOMAINS)
-        return f"| {cell.placement or 'diagnosed'} | {after} | {values} |"
+        return f"| {cell.placement or 'diagnosed'} | {after} | {self._values(cell)} |"
 
     def _retain_cells(self) -> list[Cell]:
         cells = [*(self._study.best(method, True) for method in FUSION), *self._study.retained()]
@@ -125,6 +126,20 @@ class Report:
         values = " | ".join(f"{found[domain]:.2f}" for domain in DOMAINS)
         return f"| {METHODS[cell.method].label} | {cell.retain:g} | {values} |"
 
+    def _settings_table(self) -> Iterator[str]:
+        cells = [cell for cell in self._study.settings() if cell.key in self._records]
+        if cells:
+            best = self._study.best("fusion", True)
+            yield _heading("Around the training loop's defaults (default mode)", "setting", "value", "B", "A", "C")
+            yield f"| the defaults | | {self._values(best)} |"
+            for cell in self._first_seeds(cells):
+                name, value = cell.setting or ("", 0.0)
+                yield f"| `{name}` | {value:g} | {self._values(cell)} |"
+
+    def _values(self, cell: Cell) -> str:
+        figures = self.figures(cell)
+        return " | ".join(_with_spread(figures[domain]) for domain in DOMAINS)
+
     def _first_seeds(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if cell.seed == self._scale.seeds[0]]
 
@@ -133,7 +148,8 @@ class Report:
     def data(self) -> dict[str, Any]:
         """Everything that the tables are made of."""
         swept = [cell for variant in self._study.variants for cell in self._study.swept(*variant)]
-        others = [*self._study.equal_compute(), *self._study.placements(), *self._study.retained()]
+        settings = [cell for cell in self._study.settings() if cell.key in self._records]
+        others = [*self._study.equal_compute(), *self._study.placements(), *self._study.retained(), *settings]
         seconds = [*self._study.second_seeds(True), *self._study.second_seeds(False)]
         cells = list(dict.fromkeys([*swept, *seconds, *others]))
         return {

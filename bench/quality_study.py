@@ -12,7 +12,7 @@ import msgspec
 import torch
 from quality_base import BenchBase
 from quality_cells import Outcome, flops_per_step, measure_base, run_cell
-from quality_methods import AT_EQUAL_COMPUTE, FUSION, METHODS, OTHER_PLACEMENTS, TURNS, Cell
+from quality_methods import AT_EQUAL_COMPUTE, FUSION, METHODS, OTHER_PLACEMENTS, SETTINGS, TURNS, Cell
 
 RATE_FACTOR, EQUAL = 2.0, 1.01
 PROCESSES = 2
@@ -60,7 +60,8 @@ class Study:
         self._base, self._say = base, say
         self.variants = [(method, rehearsal) for rehearsal in (True, False) for method in METHODS]
 
-    def run(self) -> None:
+    def run(self, *, settings: bool = False) -> None:
+        """What the comparison needs; with `settings` also the jobs that look around the training loop's defaults."""
         # Processes of their own, because PyTorch's threads and accelerate's state are kept by process.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(PROCESSES, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -72,6 +73,8 @@ class Study:
                 self._cells(self.second_seeds(rehearsal))
                 if rehearsal:
                     self._cells([*self.equal_compute(), *self.placements(), *self.retained()])
+            if settings:
+                self._cells(self.settings())
 
     # -- what is run -------------------------------------------------------------------------------------------------
 
@@ -115,6 +118,12 @@ class Study:
     def retained(self) -> list[Cell]:
         """Both modes of Fusion with their weights moved toward the base by several shares at export."""
         return [replace(self.best(method, True), retain=share) for method in FUSION for share in self.scale.retained]
+
+    def settings(self) -> list[Cell]:
+        """The default mode with one setting of the training loop changed, by setting, value and seed."""
+        best = self.best("fusion", True)
+        changed = [(name, value) for name, values in SETTINGS.items() for value in values]
+        return [replace(best, setting=one, seed=seed) for one in changed for seed in self.scale.seeds]
 
     def _cell(self, method: str, rehearsal: bool, rate: float) -> Cell:
         return Cell(method, rehearsal, rate, self.scale.seeds[0], self.scale.steps)
