@@ -49,9 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny, in two minutes; its figures mean nothing")
     parser.add_argument("--fresh", action="store_true", help="forget the base and all results of earlier calls")
-    parser.add_argument(
-        "--settings", action="store_true", help="also warm-up, decay, clipping and rehearsal around theirs"
-    )
+    parser.add_argument("--settings", action="store_true", help="also warm-up, weight decay and clipping around theirs")
     parser.add_argument("--out", type=Path, help="where quality.json and quality.png go")
     return parser.parse_args()
 

@@ -42,7 +42,6 @@ SETTINGS = {
     "warmup": (0.0, 0.1),
     "weight_decay": (0.0, 0.1),
     "max_grad_norm": (0.3, 3.0),
-    "replay_fraction": (0.1, 0.3),
 }
 FUSION, AT_EQUAL_COMPUTE = ("fusion", "deep"), ("fusion", "tied", "deep", "expansion", "lora")
 
