@@ -1,7 +1,9 @@
 """What each service's login can do in the database, tried as that login."""
 # ruff: noqa: S608 - the statements are the tests' own
 
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -12,6 +14,7 @@ from fusion_local.stack import Stack
 
 from tests.integration.worker.conftest import Site
 
+ROOT = Path(__file__).parents[2]
 DENIED = asyncpg.InsufficientPrivilegeError
 
 
@@ -54,6 +57,15 @@ async def test_a_worker_runs_its_own_statements_and_no_other_function_with_its_o
         " where p.prosecdef and p.prorettype <> 'trigger'::regtype and has_function_privilege(p.oid, 'execute')"
     )
     assert {row["name"] for row in callable_} == {f"{SCHEMA}.{name}" for name in STATEMENTS}
+
+
+def test_the_functions_are_the_statements_that_workers_make() -> None:
+    ours = ("attempts", "audit", "checkpoints", "endings", "failing_workers", "rehearsal_pools")
+    sources = [ROOT / f"libs/fusion_core/db/{name}.py" for name in ours]
+    sources += (ROOT / "services/worker").rglob("*.py")
+    made = {name for path in sources for name in re.findall(r"queries\.(\w+)", path.read_text())}
+    of_others = {"fail_idle_job", "insert_job"}  # in those files: an operator's end, the api's job that samples
+    assert made - of_others == set(STATEMENTS)
 
 
 async def test_the_api_and_the_orchestrator_cannot_run_the_workers_functions(api: OwnConnection) -> None:
