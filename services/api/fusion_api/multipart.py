@@ -1,5 +1,6 @@
 """Large uploads in parts that can be sent again one by one: begin, see what arrived, sign what is missing, complete."""
 
+import asyncio
 import math
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
@@ -24,6 +25,9 @@ DEFAULT_PART = 64 * 2**20
 MOST_BYTES = 5 * 2**40
 URLS_AT_ONCE = 1000
 REGISTER_WITHIN_S = 7 * 24 * 3600
+BEGIN_WITHIN_S = 3600  # else S3 was away and nobody asked again: it no longer counts, and is swept as expired
+COMPLETE_WITHIN_S = 60.0  # longer than S3 is waited for
+LOOK_AGAIN_S = 0.2
 EXAMPLE = {"filename": "train.parquet", "content_type": "application/vnd.apache.parquet", "size": 10 * 2**30}
 
 
@@ -154,24 +158,42 @@ async def begin_multipart(
     async def insert(connection: Connection) -> UUID:
         await check_quota(connection, services, caller, data.size)
         upload_id = uuid4()
-        key = s3_keys.upload(caller.account_id, upload_id, filename)
         await queries.insert_upload(
             connection,
             id=upload_id,
             account_id=caller.account_id,
             filename=filename,
             content_type=data.content_type,
-            s3_key=key,
+            s3_key=s3_keys.upload(caller.account_id, upload_id, filename),
             size=data.size,
-            part_size=part_size,
-            multipart_id=await services.storage.begin_multipart(key, data.content_type),
-            expires_s=REGISTER_WITHIN_S,
+            part_size=None,
+            multipart_id=None,
+            expires_s=BEGIN_WITHIN_S,
         )
         return upload_id
 
-    upload_id = await once.make(insert)
-    assert upload_id is not None
-    return await _shown(services, await own_upload(services.pool, caller, upload_id))
+    row = await own_upload(services.pool, caller, await once.make(insert))
+    if row["multipart_id"] is None:
+        await _begin_in_s3(services, row, part_size)
+        row = await own_upload(services.pool, caller, row["id"])
+    return await _shown(services, row)
+
+
+async def _begin_in_s3(services: Services, row: Any, part_size: int) -> None:
+    """Outside of any transaction: an S3 that hangs holds no connection and no lock of the account.
+
+    A process that dies here leaves a row that the repeated request begins again, and an upload in S3 that is pruned.
+    """
+    multipart_id = await services.storage.begin_multipart(row["s3_key"], row["content_type"])
+    kept = await queries.keep_multipart(
+        services.pool,
+        multipart_id=multipart_id,
+        part_size=part_size,
+        expires_s=REGISTER_WITHIN_S,
+        upload_id=row["id"],
+    )
+    if kept is None:
+        await services.storage.abort_multipart(row["s3_key"], multipart_id)
 
 
 @get("/uploads/{upload_id:uuid}", guards=[needs("datasets")], summary="What of an upload has arrived")
@@ -237,18 +259,39 @@ async def complete_upload(
 ) -> Upload:
     """All parts must be there; completing again changes nothing."""
     await once.allow()
-    async with services.pool.acquire() as connection, connection.transaction():
-        row = await own_upload(connection, caller, upload_id)
-        # One at a time: while S3 puts the parts together a second request would see some of them gone.
-        await queries.lock_upload(connection, upload_id=upload_id)
-        arrived = await _whole_parts(services, row) if row["multipart_id"] is not None else None
-        if arrived is not None:
-            _check_complete(row, arrived)
-            await services.storage.complete_multipart(row["s3_key"], row["multipart_id"], arrived)
+    row = await own_upload(services.pool, caller, upload_id)
+    if row["multipart_id"] is not None:
+        await _put_together(services, row)
     upload = await _shown(services, row)
     if upload.status not in ("complete", "consumed"):
         raise ProblemError("upload_missing", "nothing was PUT to its URL")
     return upload
+
+
+async def _put_together(services: Services, row: Any) -> None:
+    """One request at a time: while S3 puts the parts together a second one would see some of them gone.
+
+    A row says who, so that no connection is held meanwhile. A request that was cut off keeps it until its time is over,
+    since S3 may still be at work. Raises ProblemError upload_incomplete or not_ready.
+    """
+    asked = {"upload_id": row["id"], "for_s": COMPLETE_WITHIN_S}
+    for _ in range(int(COMPLETE_WITHIN_S / LOOK_AGAIN_S)):
+        if await queries.take_completing(services.pool, **asked) is not None:
+            break
+        if await _whole_parts(services, row) is None:
+            return
+        await asyncio.sleep(LOOK_AGAIN_S)
+    else:
+        raise ProblemError("not_ready", "S3 is still putting its parts together")
+    try:
+        arrived = await _whole_parts(services, row)
+        if arrived is not None:
+            _check_complete(row, arrived)
+            await services.storage.complete_multipart(row["s3_key"], row["multipart_id"], arrived)
+    except Exception:
+        await queries.let_completing_go(services.pool, upload_id=row["id"])
+        raise
+    await queries.let_completing_go(services.pool, upload_id=row["id"])
 
 
 @delete(

@@ -73,8 +73,21 @@ returning *;
 select u.*, d.dataset_id from uploads u left join dataset_uploads d on d.upload_id = u.id
 where u.account_id = :account_id and u.id = :upload_id;
 
--- name: lock_upload(upload_id)^
-select id from uploads where id = :upload_id for update;
+-- name: keep_multipart(multipart_id, part_size, expires_s, upload_id)^
+-- No row: another request has begun it in S3, or it is gone.
+update uploads set multipart_id = :multipart_id, part_size = :part_size,
+    expires_at = now() + make_interval(secs => :expires_s)
+where id = :upload_id and multipart_id is null
+returning id;
+
+-- name: take_completing(for_s, upload_id)^
+-- No row: another request has taken it, and neither let it go nor run out of time.
+update uploads set completing_until = now() + make_interval(secs => :for_s)
+where id = :upload_id and (completing_until is null or completing_until < now())
+returning id;
+
+-- name: let_completing_go(upload_id)!
+update uploads set completing_until = null where id = :upload_id;
 
 -- name: delete_upload(account_id, upload_id)^
 delete from uploads where account_id = :account_id and id = :upload_id
