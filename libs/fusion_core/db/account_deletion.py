@@ -88,7 +88,7 @@ async def _cancel(conn: Connection, job_id: UUID) -> None:
 async def _delete_rows(conn: Connection, account_id: UUID) -> bool:
     """Under the account's lock; a request that was under way and adds a job first is found at the next pass."""
     async with conn.transaction():
-        await queries.lock_account(conn, account_id=account_id)
+        await queries.lock_account_whole(conn, account_id=account_id)
         if await queries.has_open_jobs(conn, account_id=account_id):
             return False
         await queries.write_ledger_stubs(conn, account_id=account_id)

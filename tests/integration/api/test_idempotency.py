@@ -32,6 +32,17 @@ async def test_a_key_is_made_once_and_its_secret_shown_once(customer: Any, probl
     problem(await customer.send("POST", "/api/keys", json=body | {"name": "b"}, headers=KEY), "idempotency_conflict")
 
 
+async def test_requests_of_one_account_with_keys_of_their_own_do_not_deadlock(customer: Any) -> None:
+    """Each has written its key, which refers to the account, when it asks for the account's lock."""
+    headers = [{"Idempotency-Key": f"key-{number}"} for number in range(20)]
+    presign, key = {"filename": "rows.jsonl"}, {"name": "ci", "scopes": ["read"]}
+    answers = await asyncio.gather(
+        *(customer.send("POST", "/api/uploads/presign", json=presign, headers=one) for one in headers),
+        *(customer.send("POST", "/api/keys", json=key, headers=one) for one in headers),
+    )
+    assert [answer.status_code for answer in answers] == [200] * len(headers) + [201] * len(headers)
+
+
 async def test_an_upload_is_presigned_anew_for_the_same_target(customer: Any) -> None:
     body = {"filename": "rows.jsonl", "content_type": "application/jsonl"}
     first, second = [

@@ -1,8 +1,13 @@
 -- An account's own view of itself: limits, use, and the keys of requests it may repeat.
 
 -- name: lock_account(account_id)^
--- Jobs of one account are priced one at a time, so that two cannot both take the last of its limit.
-select * from accounts where id = :account_id for update;
+-- Jobs of one account are priced one at a time, so that two cannot both take the last of its limit. Not "for update":
+-- a transaction that has written an idempotency key shares the account's key, and two of those would deadlock.
+select * from accounts where id = :account_id for no key update;
+
+-- name: lock_account_whole(account_id)^
+-- Nobody is adding anything to the account, or will.
+select id from accounts where id = :account_id for update;
 
 -- name: set_spend(account_id, spend_limit_microusd, spend_warning_microusd)^
 update accounts set spend_limit_microusd = :spend_limit_microusd, spend_warning_microusd = :spend_warning_microusd
