@@ -111,6 +111,20 @@ def test_bad_options_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_every_bad_option_is_named(
+    tiny_base: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Out of bounds both, and then both at odds with another option."""
+    for more, named in (
+        (["--growth-factor", "9", "--turns", "0"], ["--growth-factor: Expected", "--turns: Expected"]),
+        (["--growth-factor", "1.0", "--train-scope", "new", "--own-head"], ["--train-scope: ", "--own-head: "]),
+    ):
+        assert main(words(tiny_base, data, tmp_path / "ours", *more)) == 2
+        told = capsys.readouterr().err
+        for one in named:
+            assert told.count(one) == 1
+
+
 def test_one_row_is_not_enough(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "one.jsonl", rows(1))
     assert main(words(tiny_base, data, tmp_path / "ours")) == 2
@@ -125,3 +139,4 @@ def test_help_explains_every_hyperparameter(capsys: pytest.CaptureFixture[str]) 
         assert f"--{name.replace('_', '-')}" in text
         assert MEANINGS[name] in text
     assert "1.0 to 4.0 (1.52)" in text
+    assert "peak learning rate, of the new parameters; above 0, to 1 (0.0001)" in text

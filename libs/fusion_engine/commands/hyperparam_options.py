@@ -66,22 +66,31 @@ def add_hyperparam_options(
             help_text = f"{meaning} ({default})"
             group.add_argument(option, choices=choices, default=argparse.SUPPRESS, help=help_text)
         else:
-            bounds = f"{_bound(accepted, 'ge', 'gt')} to {_bound(accepted, 'le', 'lt')}"
-            help_text = f"{meaning}; {bounds} ({default})"
+            help_text = f"{meaning}; {_bounds(accepted)} ({default})"
             group.add_argument(option, metavar="X", default=argparse.SUPPRESS, help=help_text)
 
 
 def hyperparams_from(arguments: argparse.Namespace, kind: type[Settings]) -> Settings:
-    """The settings that the options ask for. Raises RejectedError validation_failed, naming the option."""
+    """The settings that the options ask for. Raises RejectedError validation_failed, naming every bad option."""
     names = set(kind.__struct_fields__)
     given = {name: value for name, value in vars(arguments).items() if name in names}
+    refuse_faults({name: why for name, value in given.items() if (why := _fault(kind, name, value))})
+    return msgspec.convert(given, kind, strict=False)
+
+
+def refuse_faults(faults: Mapping[str, str]) -> None:
+    """Raises RejectedError validation_failed if there are faults, given by the names of hyperparameters."""
+    told = [f"--{name.replace('_', '-')}: {why}" for name, why in faults.items()]
+    if told:
+        raise RejectedError("validation_failed", told[0], tuple({"detail": one} for one in told))
+
+
+def _fault(kind: type[msgspec.Struct], name: str, value: object) -> str | None:
     try:
-        return msgspec.convert(given, kind, strict=False)
+        msgspec.convert({name: value}, kind, strict=False)
     except msgspec.ValidationError as error:
-        message = re.sub(r" - at `\$\.(\w+)`", "", str(error))
-        found = re.search(r"\$\.(\w+)", str(error))
-        option = f"--{found[1].replace('_', '-')}: " if found else ""
-        raise RejectedError("validation_failed", f"{option}{message}") from error
+        return re.sub(r" - at `\$\.\w+`", "", str(error))
+    return None
 
 
 def _without_none(accepted: types.Type) -> types.Type:
@@ -90,6 +99,9 @@ def _without_none(accepted: types.Type) -> types.Type:
     return accepted
 
 
-def _bound(accepted: types.Type, *kinds: str) -> str:
-    found = [getattr(accepted, kind) for kind in kinds]
-    return next(f"{value:,}" for value in found if value is not None)
+def _bounds(accepted: types.Type) -> str:
+    lowest, above = getattr(accepted, "ge", None), getattr(accepted, "gt", None)
+    highest = next(
+        value for value in (getattr(accepted, "le", None), getattr(accepted, "lt", None)) if value is not None
+    )
+    return f"{lowest:,} to {highest:,}" if lowest is not None else f"above {above:,}, to {highest:,}"

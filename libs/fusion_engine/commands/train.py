@@ -9,7 +9,7 @@ from fusion_core.job_spec import Hyperparams, settle
 from fusion_core.trainer_protocol import Rejected, SampleRun, TrainRun, write_run
 
 from fusion_engine.commands import Subparsers
-from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from
+from fusion_engine.commands.hyperparam_options import add_hyperparam_options, hyperparams_from, refuse_faults
 from fusion_engine.commands.parser import not_negative
 from fusion_engine.commands.paths import check_paths, work_folder_of
 from fusion_engine.commands.process_options import add_process_options, check_processes
@@ -107,8 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _settled(arguments: argparse.Namespace) -> Hyperparams:
     """Raises RejectedError validation_failed for options that are out of bounds or contradict each other."""
     hyperparams, faults = settle(hyperparams_from(arguments, Hyperparams), vars(arguments))
-    for name, why in faults.items():
-        raise RejectedError("validation_failed", f"--{name.replace('_', '-')}: {why}")
+    refuse_faults(faults)
     check_processes(arguments, hyperparams.batch_size)
     return hyperparams
 
