@@ -4,6 +4,11 @@ Randomly initialised Falcon-H1-1.5B and Llama-3.2-1B shapes, grown by the defaul
 torch, transformers, accelerate, safetensors, numpy and msgspec, and nothing else. Without a GPU it runs from end to end
 at toy size, and its figures mean nothing.
 
+    fusion new    only what was added learns, kernels deterministic: the default of a job
+    fusion fast   the same with `deterministic: false`: what its ratio to the line above is, the default costs
+    fusion deep   everything learns, deterministic
+    trainer       everything learns, torch's own choice of kernels
+
     tokens/s    over wall seconds, the first steps left out
     MFU         model FLOPs / time / the GPU's dense bf16 peak; 6 a parameter and token where it learns, 4 where it is
                 frozen above the first new layer, 2 below
@@ -28,6 +33,7 @@ from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_engine.families import HEAD
 from fusion_engine.grow import new_blocks
+from fusion_engine.reproducibility import make_deterministic
 from transformers import AutoConfig, AutoModelForCausalLM
 
 # Dense bf16 FLOP/s and memory bytes/s by NVIDIA's data sheets; others by --peak-tflops and --bandwidth-gb.
@@ -51,7 +57,7 @@ _TOY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "nu
 _TOY |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}
 _TOY_SSM = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
 SHAPES = ((1, 256), (8, 1024))
-CONTENDERS = ("fusion new", "fusion deep", "trainer")
+CONTENDERS = ("fusion new", "fusion fast", "fusion deep", "trainer")
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ def grown(case: Case) -> tuple[Any, GrowthPlan]:
 
 def measure(case: Case) -> dict[str, float]:
     """Run one case in this process."""
+    if case.contender != "trainer":
+        make_deterministic(0, torch.get_num_threads(), kernels=case.contender != "fusion fast")
     model, plan = grown(case)
     half = case.steps // 2  # a checkpoint in the middle, one at the end
     hyperparams = Hyperparams(turns=2, cycles=1, train_steps=half, seq_len=case.seq_len, batch_size=case.batch)
@@ -95,8 +103,8 @@ def measure(case: Case) -> dict[str, float]:
                 model, rows.examples(case.steps * case.batch), None, hyperparams, Path(folder)
             )
         else:
-            new = case.contender == "fusion new"
-            parameters = new_parameters(model, plan) if new else dict(model.named_parameters())
+            deep = case.contender == "fusion deep"
+            parameters = dict(model.named_parameters()) if deep else new_parameters(model, plan)
             clock = train_with_fusion(model, parameters, rows, hyperparams, Path(folder))
             stall = clock.waits_s[0]
     wall, _ = clock.seconds_per_step(min(_WARMUP, case.steps - 1))
@@ -114,7 +122,7 @@ def _work(model: Any, plan: GrowthPlan, case: Case) -> tuple[float, float]:
     embedding = id(model.get_input_embeddings().weight)
     for name, parameter in model.named_parameters():
         layer = int(name.split(".")[2]) if name.startswith("model.layers.") else plan.layers_after
-        learns = case.contender != "fusion new" or layer in blocks or (plan.own_head and name == HEAD)
+        learns = case.contender in ("fusion deep", "trainer") or layer in blocks or (plan.own_head and name == HEAD)
         above = layer >= blocks[0]
         size = parameter.numel()
         if id(parameter) != embedding or model.config.tie_word_embeddings:
@@ -174,13 +182,17 @@ def main() -> None:
     print(f"{name}; torch {torch.__version__}\n")
     print("| model | batch | contender | tokens/s | x Trainer | MFU | floor | peak GB | stall s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    toy = arguments.toy or not on_gpu
+    toy, costs = arguments.toy or not on_gpu, []
     for model in arguments.models:
         for batch, seq_len in ((1, 32), (2, 64)) if toy else SHAPES:
             cases = [Case(model, contender, batch, seq_len, arguments.steps, toy) for contender in CONTENDERS]
             found = {case.contender: in_own_process(case) for case in cases}
             for case in cases:
                 print(describe(case, found[case.contender], found["trainer"], peak, bandwidth), flush=True)
+            exact, fast = found["fusion new"], found["fusion fast"]
+            if exact and fast:
+                costs.append(f"{model}, {batch} x {seq_len}: {exact['step_s'] / fast['step_s'] - 1:.1%}")
+    print("\nWhat deterministic kernels cost, in step time: " + "; ".join(costs))
 
 
 if __name__ == "__main__":
