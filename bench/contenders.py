@@ -19,7 +19,7 @@ from fusion_core.trainer_protocol import CheckpointSaved, EngineRun, Evaluation,
 from fusion_engine.batch import Batch
 from fusion_engine.families import HEAD
 from fusion_engine.grow import new_blocks
-from fusion_engine.objective import next_token_loss
+from fusion_engine.objective import LossFunction, next_token_loss
 from fusion_engine.progress import Progress
 from fusion_engine.train import Subject, Trainer
 from transformers import Trainer as HuggingFaceTrainer
@@ -86,6 +86,7 @@ def train_with_fusion(
     hyperparams: Hyperparams,
     folder: Path,
     checkpoint_every_s: float = 1e9,
+    loss_of: LossFunction = next_token_loss,
 ) -> Clock:
     """Train `parameters` of `model` by Fusion's own loop, its checkpoints in `folder`."""
     on_gpu = torch.cuda.is_available()
@@ -97,7 +98,7 @@ def train_with_fusion(
         model=model,
         parameters=parameters,
         rows=rows,
-        loss_of=next_token_loss,
+        loss_of=loss_of,
         measure=lambda _: Evaluation(step=0, turn=0, perplexity=1.0, tokens=1),
         identity="bench",
     )

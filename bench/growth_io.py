@@ -29,7 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-AXES: tuple[Axis, ...] = ("depth", "width")
+# By name: the default, which gives a tied model a head of its own; layers alone; wider FFNs.
+GROWTHS: dict[str, tuple[Axis, bool | None]] = {
+    "depth and head": ("depth", None),
+    "depth": ("depth", False),
+    "width": ("width", None),
+}
 GOAL_RATIO = 1.5
 SHARD_BYTES = 1_000_000_000
 MIB = 1024 * 1024
@@ -118,10 +123,11 @@ def peak_of(child: str, *arguments: str) -> tuple[float, float]:
     return imports, whole
 
 
-def compare(axis: Axis, base: Path, folder: Path, repeats: int) -> tuple[GrowthPlan, float, float, int]:
+def compare(growth: str, base: Path, folder: Path, repeats: int) -> tuple[GrowthPlan, float, float, int]:
     """The plan, the median seconds of growth and of `cp` of the same bytes, and how many those are."""
-    plan = plan_growth(json.loads((base / "config.json").read_text()), axis=axis, own_head=False)
-    opened, sample = open_base(base, plan), folder / f"sample-{axis}"
+    axis, own_head = GROWTHS[growth]
+    plan = plan_growth(json.loads((base / "config.json").read_text()), axis=axis, own_head=own_head)
+    opened, sample = open_base(base, plan), folder / "sample"
     grow(opened, plan, sample)
     grown, copied = [], []
     for _ in range(repeats):
@@ -145,13 +151,13 @@ def main() -> None:
         folder = Path(name)
         base = make_base(folder / "base", arguments.layers, arguments.hidden)
         ratios = []
-        for axis in AXES:
-            plan, grown_s, copied_s, size = compare(axis, base, folder, arguments.repeats)
+        for growth in GROWTHS:
+            plan, grown_s, copied_s, size = compare(growth, base, folder, arguments.repeats)
             ratios.append(grown_s / copied_s)
             figures = (size / 1e9, grown_s, copied_s, size / grown_s / 1e9, ratios[-1])
-            speed.add_row(axis, *(f"{figure:.2f}" for figure in figures))
+            speed.add_row(growth, *(f"{figure:.2f}" for figure in figures))
             peak = peak_of(GROW_CHILD, str(base), str(folder / "grown"), msgspec.json.encode(plan).decode())
-            memory.add_row(f"growth, {axis}", *memory_cells(peak, weight_bytes(base)))
+            memory.add_row(f"growth, {growth}", *memory_cells(peak, weight_bytes(base)))
             shutil.rmtree(folder / "grown")
         memory.add_row("from_pretrained", *memory_cells(peak_of(LOAD_CHILD, str(base)), weight_bytes(base)))
     console = Console(width=120)

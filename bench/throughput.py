@@ -1,14 +1,18 @@
 """Tokens per CPU-second of Fusion's loop, transformers' Trainer and TRL: `python bench/throughput.py [--rounds N]`.
 
-One grown Llama (6 -> 9 layers of 256, vocabulary 8192), the same documents, batch, optimizer, clipping and precision,
-one thread. Each contender runs in a process forked for it, and the rounds are interleaved, so that what else the
-machine does strikes all alike; CPU seconds and not wall seconds count. Tokens are those of documents, without padding.
+One Llama of 6 layers of 256 and a vocabulary of 8192, grown by the default, which gives a tied model a head of its own
+(`--tied` grows by layers alone), the same documents, batch, optimizer, clipping and precision, one thread. Each
+contender runs in a process forked for it, and the rounds are interleaved, so that what else the machine does strikes
+all alike; CPU seconds and not wall seconds count. Tokens are those of documents, without padding.
 
-    fusion deep      everything learns, as train_scope all
-    fusion new       only the added layers learn, as train_scope new, Fusion's default
-    trainer packed   documents joined and cut into full rows
-    trainer padded   a document a row, padded to the longest of its batch
-    trl packed       SFTTrainer, packing=True
+    fusion deep        everything learns, as train_scope all, which keeps a tied head tied: see --tied
+    fusion new         only what was added learns, as train_scope new
+    fusion rehearsing  the same, a fifth of the rows taught by the base's softmax: Fusion's default
+    trainer packed     documents joined and cut into full rows
+    trainer padded     a document a row, padded to the longest of its batch
+    trl packed         SFTTrainer, packing=True
+
+The others train all weights of the same grown model and rehearse nothing.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,10 @@ from contenders import Clock, new_parameters, train_with_fusion, train_with_hugg
 from fusion_core.growth_plan import GrowthPlan, plan_growth
 from fusion_core.job_spec import Hyperparams
 from fusion_engine.data_order import TrainingRows
+from fusion_engine.grow import new_blocks
+from fusion_engine.objective import next_token_loss
 from fusion_engine.packing import PackedRows, pack
+from fusion_engine.self_distillation import PassedBlocks, base_inside, self_distillation_loss
 from fusion_engine.tokenize_rows import Document
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,22 +59,33 @@ def documents(count: int) -> list[list[int]]:
     return [[*random.integers(2, VOCABULARY, length).tolist(), EOS] for length in lengths]
 
 
-def grown() -> tuple[LlamaForCausalLM, GrowthPlan]:
-    plan = plan_growth(CONFIG, own_head=False)
+def grown(plan: GrowthPlan) -> LlamaForCausalLM:
+    """The grown model, random: what is learned has no say here."""
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIG.items() if name != "architectures"}
-    return LlamaForCausalLM(LlamaConfig(**settings | {"num_hidden_layers": plan.layers_after})), plan
+    settings |= {"num_hidden_layers": plan.layers_after, "tie_word_embeddings": not plan.own_head}
+    return LlamaForCausalLM(LlamaConfig(**settings))
 
 
-def fusion(steps: int, folder: Path, *, deep: bool) -> tuple[Clock, float]:
+def fusion(plan: GrowthPlan, steps: int, folder: Path, *, deep: bool, rehearsing: bool = False) -> tuple[Clock, float]:
     pack((_document(ids) for ids in documents(steps * BATCH * 4)), folder, "train", SEQ_LEN, join=True)
-    packed = PackedRows(folder, "train", SEQ_LEN)
-    rows = TrainingRows(packed, None, 0.0, seed=0)
-    model, plan = grown()
+    packed, pool = PackedRows(folder, "train", SEQ_LEN), _pool(folder) if rehearsing else None
+    rows = TrainingRows(packed, None, settings(steps).replay_fraction, seed=0, pool=pool)
+    model = grown(plan)
     parameters = dict(model.named_parameters()) if deep else new_parameters(model, plan)
-    clock = train_with_fusion(model, parameters, rows, settings(steps), folder)
+    loss_of = next_token_loss
+    if rehearsing:
+        blocks = PassedBlocks(model.model.layers[number] for number in new_blocks(plan))
+        loss_of = self_distillation_loss(base_inside(blocks.passed, own_head=plan.own_head))
+    clock = train_with_fusion(model, parameters, rows, settings(steps), folder, loss_of=loss_of)
     taken = [rows.batch(step * BATCH, BATCH, 0, 1) for step in range(WARMUP, steps)]
     return clock, statistics.mean(int((batch.input_ids != 0).sum()) for batch in taken)
+
+
+def _pool(folder: Path) -> PackedRows:
+    """Rows as a base samples them: each is full."""
+    ids = np.random.default_rng(1).integers(2, VOCABULARY, (64, SEQ_LEN)).tolist()
+    return pack((_document(row) for row in ids), folder, "pool", SEQ_LEN, join=True)
 
 
 def _document(ids: list[int]) -> Document:
@@ -75,15 +94,15 @@ def _document(ids: list[int]) -> Document:
     return Document(np.array(ids, dtype=np.int32), trained, whole=False)
 
 
-def trainer_packed(steps: int, folder: Path) -> tuple[Clock, float]:
+def trainer_packed(plan: GrowthPlan, steps: int, folder: Path) -> tuple[Clock, float]:
     joined = [token for ids in documents(steps * BATCH * 4) for token in ids]
     rows = [joined[start : start + SEQ_LEN] for start in range(0, steps * BATCH * SEQ_LEN, SEQ_LEN)]
     examples = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in rows]
-    clock = train_with_hugging_face(grown()[0], examples, None, settings(steps), folder)
+    clock = train_with_hugging_face(grown(plan), examples, None, settings(steps), folder)
     return clock, BATCH * SEQ_LEN
 
 
-def trainer_padded(steps: int, folder: Path) -> tuple[Clock, float]:
+def trainer_padded(plan: GrowthPlan, steps: int, folder: Path) -> tuple[Clock, float]:
     lengths: list[int] = []
 
     def pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -94,11 +113,11 @@ def trainer_padded(steps: int, folder: Path) -> tuple[Clock, float]:
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
     rows = [{"input_ids": ids} for ids in documents(steps * BATCH)]
-    clock = train_with_hugging_face(grown()[0], rows, pad, settings(steps), folder, remove_unused_columns=False)
+    clock = train_with_hugging_face(grown(plan), rows, pad, settings(steps), folder, remove_unused_columns=False)
     return clock, statistics.mean(lengths[WARMUP:])
 
 
-def trl_packed(steps: int, folder: Path) -> tuple[Clock, float]:
+def trl_packed(plan: GrowthPlan, steps: int, folder: Path) -> tuple[Clock, float]:
     from contenders import _Ticks
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -128,7 +147,7 @@ def trl_packed(steps: int, folder: Path) -> tuple[Clock, float]:
     )
     data = Dataset.from_dict({"input_ids": documents(steps * BATCH * 4)})
     trainer = SFTTrainer(
-        grown()[0], args=arguments, train_dataset=data, processing_class=fast, callbacks=[_Ticks(clock)]
+        grown(plan), args=arguments, train_dataset=data, processing_class=fast, callbacks=[_Ticks(clock)]
     )
     rows = trainer.train_dataset
     trainer.train()
@@ -139,16 +158,17 @@ def settings(steps: int) -> Hyperparams:
     return Hyperparams(cycles=1, train_steps=steps, seq_len=SEQ_LEN, batch_size=BATCH, train_scope="all")
 
 
-CONTENDERS: dict[str, Callable[[int, Path], tuple[Clock, float]]] = {
-    "fusion deep": lambda steps, folder: fusion(steps, folder, deep=True),
-    "fusion new": lambda steps, folder: fusion(steps, folder, deep=False),
+CONTENDERS: dict[str, Callable[[GrowthPlan, int, Path], tuple[Clock, float]]] = {
+    "fusion deep": partial(fusion, deep=True),
+    "fusion new": partial(fusion, deep=False),
+    "fusion rehearsing": partial(fusion, deep=False, rehearsing=True),
     "trainer packed": trainer_packed,
     "trainer padded": trainer_padded,
     "trl packed": trl_packed,
 }
 
 
-def measure(name: str, steps: int) -> dict[str, float]:
+def measure(name: str, plan: GrowthPlan, steps: int) -> dict[str, float]:
     """One contender in a process of its own: CPU seconds and tokens a step, and memory above the start's, in MB."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
@@ -156,7 +176,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
             before = _memory("VmRSS")
-            clock, tokens = CONTENDERS[name](steps, Path(folder))
+            clock, tokens = CONTENDERS[name](plan, steps, Path(folder))
             _, cpu = clock.seconds_per_step(WARMUP)
             sender.send({"cpu": cpu, "tokens": tokens, "memory": _memory("VmHWM") - before})
 
@@ -193,17 +213,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="times that each contender runs (%(default)s)")
     parser.add_argument("--steps", type=int, default=14, help=f"steps of each, {WARMUP} not measured (%(default)s)")
+    parser.add_argument("--tied", action="store_true", help="grow by layers alone and leave the head tied")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    plan = plan_growth(CONFIG, own_head=False if arguments.tied else None)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     for _ in range(arguments.rounds):
         for name, runs in found.items():
-            runs.append(measure(name, arguments.steps))
+            runs.append(measure(name, plan, arguments.steps))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
+    head = "a head of its own" if plan.own_head else "its head tied"
     print(
-        f"{arguments.rounds} interleaved rounds of {arguments.steps} steps, medians; rows of {SEQ_LEN}, batch {BATCH}\n"
+        f"{plan.layers_before} -> {plan.layers_after} layers, {head}: {plan.params_before:,} -> {plan.params_after:,}"
+        f" parameters; {arguments.rounds} interleaved rounds of {arguments.steps} steps, medians; rows of {SEQ_LEN},"
+        f" batch {BATCH}\n"
     )
     print("\n".join(rows_of_table(found)))
 
