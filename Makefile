@@ -20,8 +20,7 @@ down: install ## end a running stack, or what a crashed one left behind
 	@$(BIN)/fusion-local down
 
 test: check ## lint, types, import contracts and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e" $(PYTEST_ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: install ## lint, format, types and import contracts
 	$(BIN)/ruff format --check .
