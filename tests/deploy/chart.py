@@ -67,7 +67,7 @@ def render(values: dict[str, Any]) -> list[dict[str, Any]]:
         chart.validate_schema(values)
         files = chart.render(values, name="demo", namespace="ml")
     texts = [text for name, text in files.items() if not name.endswith("NOTES.txt")]
-    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+    return [found for text in texts for found in yaml.load_all(text, yaml.CSafeLoader) if found]
 
 
 def pod_specs(found: Any) -> Iterator[dict[str, Any]]:
