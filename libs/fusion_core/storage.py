@@ -102,7 +102,10 @@ class Storage:
         internal = self._settings.s3_endpoint
         public = self._settings.s3_public_endpoint or internal
         self._client = await self._stack.enter_async_context(session.client("s3", endpoint_url=internal, config=config))
-        self._public = await self._stack.enter_async_context(session.client("s3", endpoint_url=public, config=config))
+        self._public = self._client
+        if public != internal:
+            client = session.client("s3", endpoint_url=public, config=config)
+            self._public = await self._stack.enter_async_context(client)
         # aiohttp waits for the answer to `Expect: 100-continue` without any time-out: a silent S3 would hold an upload.
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
         return self
