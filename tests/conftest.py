@@ -1,5 +1,6 @@
 """Every test that needs a store gets a real one: one embedded stack a test process, one database a test."""
 
+import functools
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,7 +17,17 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def s3_description() -> Iterator[None]:
+    """botocore parses its description of S3 for each client's session, half of a small test's time: once is enough."""
+    from botocore.loaders import JSONFileLoader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", staticmethod(functools.cache(JSONFileLoader().load_file)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, s3_description: None) -> Iterator[Stack]:
     """Postgres, Valkey and the S3 gateway, started once."""
     stack = Stack(tmp_path_factory.mktemp("stack"), durable=False)
     try:

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 from fusion_api.app import create_app
+from fusion_api.metrics import Metrics
 from fusion_api.services import open_services
 from fusion_api.settings import ApiSettings
 from fusion_core.api_keys import SCOPES
@@ -21,6 +22,7 @@ from fusion_core.storage import Storage
 from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_http.request_context import RequestContext
 from fusion_local.stack import Stack
+from litestar import Litestar
 
 from tests.inputs import CONFIG, add_base_model, add_dataset, add_key
 
@@ -127,13 +129,21 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     await pool.close()
 
 
+@pytest.fixture(scope="session")
+def application(stack: Stack) -> Litestar:
+    """Built once, a tenth of a second for each test otherwise: what is of a test is in its state."""
+    return create_app(ApiSettings(**msgspec.structs.asdict(stack.settings())))
+
+
 @pytest.fixture
 async def http(
-    stack: Stack, database_name: str, common_settings: CommonSettings, storage: Storage
+    stack: Stack, application: Litestar, database_name: str, common_settings: CommonSettings, storage: Storage
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The API, with its own rights in the database."""
     own = {"database_url": stack.database_url(database_name, "api"), "webhook_key": "test-key-" * 4}
-    app = create_app(ApiSettings(**msgspec.structs.asdict(common_settings) | own))
+    app = application
+    app.state.settings = ApiSettings(**msgspec.structs.asdict(common_settings) | own)
+    app.state.metrics = Metrics()
     transport = httpx.ASGITransport(RequestContext(app, watch=app.state.metrics.answered), raise_app_exceptions=False)  # type: ignore[arg-type]
     hooks = {"response": [check_documented]}
     client = httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30, event_hooks=hooks)
