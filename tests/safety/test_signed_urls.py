@@ -85,7 +85,7 @@ async def test_a_url_to_write_is_good_for_nothing_else(
     ("name", "value"),
     [
         ("X-Amz-Expires", "604800"),
-        ("X-Amz-Date", (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y%m%dT%H%M%SZ")),
+        ("X-Amz-Date", "in five minutes"),
         ("X-Amz-Signature", "0" * 64),
         ("X-Amz-SignedHeaders", "host;range"),
         ("X-Amz-Credential", "nobody/20260101/us-east-1/s3/aws4_request"),
@@ -99,6 +99,8 @@ async def test_a_changed_or_added_word_of_the_query_is_refused(
 ) -> None:
     await storage.put_bytes(KEY, b"mine")
     url = await storage.presign_get(KEY, 60, "a")
+    if value == "in five minutes":  # not of the moment of collection, which differs between pytest's processes
+        value = (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y%m%dT%H%M%SZ")
     query = dict(parse_qsl(urlsplit(url).query)) | {name: value}
     answer = await client.get(f"{url.split('?')[0]}?{urlencode(query)}")
     assert answer.status_code in REFUSED
