@@ -8,7 +8,6 @@ the client's first byte to the transaction that claims the job; the next job is 
 
 import argparse
 import asyncio
-import hashlib
 import random
 import shlex
 import statistics
@@ -20,72 +19,35 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
-import msgspec
-from fusion_core.api_keys import SCOPES, new_secret, secret_sha256, visible_prefix
 from fusion_core.db.migrate import migrate
 from fusion_core.db.pool import connect, queries
-from fusion_core.s3_keys import base_model
 from fusion_core.storage import Storage
-from fusion_core.trainer_protocol import FileEntry, Manifest
 from fusion_local.processes import base_environment, wait_until
 from fusion_local.stack import HOST, Stack, free_port
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the rows belong to the tests, which are not installed
+
+from tests.inputs import add_base_model, add_dataset, add_key
+
 STUB = Path(__file__).parents[1] / "tests" / "integration" / "worker" / "stub_trainer.py"
 GOAL_MS = 500.0
 POOL = "bench"
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 4,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
 
 
-async def prepare(stack: Stack, secret: str) -> tuple[UUID, UUID]:
-    """An account with a key, a base model without weights and a dataset without shards, so that staging is short.
-
-    Answers the ids of base model and dataset.
-    """
+async def prepare(stack: Stack) -> tuple[str, UUID, UUID]:
+    """The secret of a new account's key, a tiny base model and a dataset without shards, so that staging is short."""
     await migrate(stack.database_url())
     connection = await connect(stack.database_url(), application_name="bench")
     account = await queries.insert_account(connection, name="bench")
-    await queries.insert_api_key(
-        connection,
-        account_id=account["id"],
-        name="bench",
-        prefix=visible_prefix(secret),
-        secret_sha256=secret_sha256(secret),
-        scopes=list(SCOPES),
-        expires_at=None,
-    )
-    base_model_id = uuid4()
-    config = msgspec.json.encode(CONFIG)
+    secret = await add_key(connection, account["id"])
     async with Storage(stack.settings()) as storage:
-        await storage.put_bytes(f"{base_model(base_model_id)}/config.json", config)
-    manifest = Manifest((FileEntry("config.json", len(config), hashlib.sha256(config).hexdigest()),))
-    await queries.insert_base_model(
-        connection,
-        id=base_model_id,
-        family="llama",
-        name="bench",
-        version="fp32",
-        params=1,
-        precision="fp32",
-        config=CONFIG,
-        s3_prefix=base_model(base_model_id),
-        manifest=manifest,
-        rehearsal=None,
-        content_sha256=base_model_id.hex * 2,
-    )
-    dataset = await queries.insert_dataset(connection, account_id=account["id"], name="empty")
-    await queries.dataset_ready(connection, dataset_id=dataset["id"], shard_count=1, bytes=1, rows=2, heldout_rows=1)
+        base_model_id = await add_base_model(connection, storage)
+    dataset_id = await add_dataset(connection, account["id"])
     await connection.close()
-    return base_model_id, dataset["id"]
+    return secret, base_model_id, dataset_id
 
 
 def start_services(stack: Stack, root: Path) -> str:
@@ -146,8 +108,7 @@ async def pick_up(client: httpx.AsyncClient, connection: asyncpg.Connection, bod
 
 async def measure(stack: Stack, root: Path, count: int) -> list[float]:
     """Milliseconds of `count` jobs, one after another; a first one that warms caches up is left out."""
-    secret = new_secret()
-    base_model_id, dataset_id = await prepare(stack, secret)
+    secret, base_model_id, dataset_id = await prepare(stack)
     url = start_services(stack, root)
     hyperparams = {"train_steps": 4, "output_name": "normal"}
     ids = {"base_model_id": str(base_model_id), "dataset_id": str(dataset_id)}
