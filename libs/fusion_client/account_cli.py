@@ -40,7 +40,6 @@ def _dollars(said: str) -> float | None:
 def _show(found: Account) -> None:
     spend = found.spend
     rows = [
-        ["account", found.name],
         ["id", found.id],
         ["jobs that may run at once", str(found.max_running_jobs)],
         ["billed this month", _usd(spend.billed_usd)],
@@ -48,7 +47,7 @@ def _show(found: Account) -> None:
         ["spend limit a month", "none" if spend.limit_usd is None else _usd(spend.limit_usd)],
         ["warning from", "none" if spend.warning_usd is None else _usd(spend.warning_usd)],
     ]
-    table("", "", rows=rows)
+    table("account", found.name, rows=rows)
     if spend.warning:
         notes.print("this month's spend has reached the warning", style="yellow", highlight=False)
 

@@ -173,8 +173,12 @@ def _given(members: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show_estimate(answer: Estimate) -> None:
-    """Its lines and their sum."""
-    rows = [[i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {i.unit}", f"${i.amount:,.6f}"] for i in answer.line_items]
+    """Its lines and their sum. The rate of parameters is that of a billion (docs/api.md)."""
+    per = {"params": "1B-params"}
+    rows = [
+        [i.label, f"{i.qty:,.0f}", f"${i.rate:g} per {per.get(i.unit, i.unit)}", f"${i.amount:,.6f}"]
+        for i in answer.line_items
+    ]
     table("line", "quantity", "rate", "amount", rows=[*rows, ["total", "", "", f"${answer.total_usd:,.6f}"]])
     if answer.params_after is not None:
         notes.print(f"{answer.params_before:,} parameters become {answer.params_after:,}", highlight=False)

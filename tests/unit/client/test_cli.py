@@ -171,8 +171,10 @@ def test_lists_estimate_and_cancel(server, fusion):
     server.routes["GET /api/jobs"] = [as_json([job("running", retries=3)])]
     assert "running" in fusion("jobs").stdout
     line = {"label": "training", "qty": 1280000, "unit": "1M-tokens", "rate": 45.0, "amount": 57.6}
-    answer = {"total_usd": 57.6, "unit": "1M-tokens", "qty": 1.28, "line_items": [line]}
+    growth = {"label": "growth", "qty": 1000, "unit": "params", "rate": 25.0, "amount": 0.000025}
+    answer = {"total_usd": 57.6, "unit": "1M-tokens", "qty": 1.28, "line_items": [line, growth]}
     server.routes["POST /api/pricing/estimate"] = [as_json(answer)]
+    assert "$25 per 1B-params" in fusion("estimate", "--params-before", 1, "--params-after", 2).stdout
     assert "$57.600000" in fusion("estimate", "--params-before", 1, "--params-after", 2).stdout
     server.routes["POST /api/jobs/job-1/cancel"] = [as_json(job_detail("running", cancel_requested=True))]
     assert "stops at the next step" in fusion("cancel", "job-1").stderr
