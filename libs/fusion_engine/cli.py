@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fusion_core.trainer_protocol import RUN_FILE
+
 from fusion_engine.commands import attempt, contract, evaluate, grow, inspect, plan, train
 from fusion_engine.commands.parser import Parser
 from fusion_engine.outcomes import RejectedError
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Answers the exit code. Raises SystemExit for --help and for arguments that cannot be parsed."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = _parser()
-    if len(words) == 1 and not words[0].startswith("-") and words[0] not in commands:
+    if len(words) == 1 and words[0] not in commands and (Path(words[0]) / RUN_FILE).is_file():
         words.insert(0, attempt.NAME)
     parsed = parser.parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: the engine opens no connections

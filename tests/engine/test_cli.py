@@ -64,7 +64,9 @@ def test_bad_input_is_named_on_stderr(
     assert message in captured.err
 
 
-@pytest.mark.parametrize("words", [[], ["plan"], ["plan", "x", "--growth-factor", "big"], ["nonsense", "x"]])
+@pytest.mark.parametrize(
+    "words", [[], ["plan"], ["plan", "x", "--growth-factor", "big"], ["nonsense", "x"], ["gro"], ["."]]
+)
 def test_arguments_that_cannot_be_parsed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
