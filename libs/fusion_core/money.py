@@ -62,7 +62,7 @@ DEFAULT_PRICES = PriceTable(
 
 
 class LineItem(msgspec.Struct, frozen=True):
-    """`qty` counts single tokens or parameters; `rate_microusd` is the price of one `unit`, of `params` of a billion."""
+    """`qty` counts single tokens or parameters; `rate_microusd` is the price of a `unit`, of `params` of a billion."""
 
     label: str
     qty: int
