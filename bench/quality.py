@@ -6,7 +6,7 @@ A base of 1.2M parameters is made once (some five minutes) and learns documentat
 domain is taught to it by every method, with rehearsal and without, at equal tokens, each at its best learning rate on
 one seed and again on another; the default mode also at equal compute. Every job runs through the engine as a worker
 runs it. Two processes of one thread each: some 36 minutes on two quiet cores. An interrupted study goes on where it
-was; --fresh begins again; --quick only shows that everything works, in about two minutes. --settings then looks around
+was; --fresh begins again; --quick only shows that everything works, in some four minutes. --settings then looks around
 the defaults of the training loop, one at a time, in some six minutes more.
 """
 
@@ -47,7 +47,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny, in two minutes; its figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny, in four minutes; its figures mean nothing")
     parser.add_argument("--fresh", action="store_true", help="forget the base and all results of earlier calls")
     parser.add_argument("--settings", action="store_true", help="also warm-up, weight decay and clipping around theirs")
     parser.add_argument("--out", type=Path, help="where quality.json and quality.png go")
