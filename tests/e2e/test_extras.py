@@ -1,27 +1,28 @@
 """What the Dockerfiles of the api and the orchestrator install is enough to start them, and has no torch."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from fusion_core.db.migrate import migrate
-from fusion_core.storage import Storage
-from fusion_local.stack import HOST, Stack, free_port
+from fusion_local.stack import HOST, free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = {"api": ("fusion_api", "/ready"), "orchestrator": ("fusion_orchestrator", "/ready")}
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Of a clean environment. The orchestrator's comes last, since all that the api needs is a part of it."""
     folder = tmp_path_factory.mktemp("extras") / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=100)
-    return folder / "bin" / "python"
+    yield folder / "bin" / "python"
+    shutil.rmtree(folder)  # 170 MB
 
 
 def pip(python: Path, *words: str) -> str:
@@ -33,13 +34,11 @@ def pip(python: Path, *words: str) -> str:
 @pytest.mark.e2e
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("extra", SERVICES)
+@pytest.mark.usefixtures("storage")  # makes the bucket
 async def test_a_service_starts_in_a_clean_environment_without_torch(
-    extra: str, python: Path, stack: Stack, tmp_path: Path
+    extra: str, python: Path, service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     module, path = SERVICES[extra]
-    await migrate(stack.database_url())
-    async with Storage(stack.settings()) as storage:
-        await storage.ensure_bucket()
     dockerfile = (ROOT / f"services/{extra}/Dockerfile").read_text()
     (wanted,) = re.findall(r'--constraint requirements.lock "\.(\[[\w,]+\])"', dockerfile)
     lock = str(ROOT / "requirements.lock")
@@ -48,7 +47,7 @@ async def test_a_service_starts_in_a_clean_environment_without_torch(
     assert "torch" not in listed
     assert "transformers" not in listed
     port = free_port()
-    environment = stack.environment() | {"FUSION_PORT": str(port), "PATH": "/usr/bin:/bin"}
+    environment = service_environment | {"FUSION_PORT": str(port), "PATH": "/usr/bin:/bin"}
     with (tmp_path / "log").open("wb") as log:
         service = subprocess.Popen([str(python), "-m", module], env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:

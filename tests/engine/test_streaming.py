@@ -2,8 +2,10 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ print(before, peak())
 
 
 @pytest.fixture(scope="module")
-def large_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A Llama of 310 MiB, whose largest tensor has 31, in shards; all its weights are zero."""
     folder = tmp_path_factory.mktemp("large")
     config = LlamaConfig(
@@ -60,7 +62,8 @@ def large_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_model(folder, tensors, shard_bytes=50_000_000)
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": ["LlamaForCausalLM"]}))
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("axis", ["depth", "width"])
