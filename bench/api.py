@@ -20,7 +20,6 @@ import asyncpg
 import httpx
 import msgspec
 import psutil
-from fusion_core.api_keys import new_secret
 from fusion_core.db.pool import connect, queries
 from fusion_local.processes import base_environment, wait_until
 from fusion_local.stack import HOST, Stack, free_port
@@ -138,8 +137,8 @@ async def stream_lags(
 
 
 async def measure(stack: Stack, rows: int, seconds: float, count: int) -> tuple[list[Case], dict[str, list[float]]]:
-    secret, console = new_secret(), Console(stderr=True)
-    base_model_id, dataset_id = await prepare(stack, secret)
+    console = Console(stderr=True)
+    secret, base_model_id, dataset_id = await prepare(stack)
     servers = start(stack)
     headers = {"Authorization": f"Bearer {secret}"}
     body = {"type": "train", "base_model_id": str(base_model_id), "dataset_id": str(dataset_id)}

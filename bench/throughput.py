@@ -75,7 +75,7 @@ def fusion(plan: GrowthPlan, steps: int, folder: Path, *, deep: bool, rehearsing
     parameters = dict(model.named_parameters()) if deep else new_parameters(model, plan)
     loss_of = next_token_loss
     if rehearsing:
-        blocks = PassedBlocks(model.model.layers[number] for number in new_blocks(plan))
+        blocks = PassedBlocks(model.model.layers, new_blocks(plan))
         loss_of = self_distillation_loss(base_inside(blocks.passed, own_head=plan.own_head))
     clock = train_with_fusion(model, parameters, rows, settings(steps), folder, loss_of=loss_of)
     taken = [rows.batch(step * BATCH, BATCH, 0, 1) for step in range(WARMUP, steps)]
