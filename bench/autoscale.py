@@ -36,19 +36,20 @@ from fusion_orchestrator.settings import OrchestratorSettings
 from queue_world import make_accounts
 from rich.progress import track
 
+# The turned clock and the invariants belong to the tests, which are not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from autoscale_day import HOUR_S, Arrival, Nature, Supposed, arrivals, cut_up, offered_gpu_s
+from autoscale_fleet import LEASE_TTL_S, Fleet
+from autoscale_nodes import Nodes
+from autoscale_report import Outcome, Results, draw, show, write_page
+from autoscale_scalers import Deployment, Jobs, Pool, Replicas, Scaler
+from autoscale_timeline import Timeline
+
+from tests.clock import Clock, create_clocked_database, create_clocked_template
+from tests.integration.db.invariants import unsettled, violations
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the turned clock and the invariants belong to the tests, which are not installed
-
-from autoscale_day import HOUR_S, Arrival, Nature, Supposed, arrivals, cut_up, offered_gpu_s  # noqa: E402
-from autoscale_fleet import LEASE_TTL_S, Fleet  # noqa: E402
-from autoscale_nodes import Nodes  # noqa: E402
-from autoscale_report import Outcome, Results, draw, show, write_page  # noqa: E402
-from autoscale_scalers import Deployment, Jobs, Pool, Replicas, Scaler  # noqa: E402
-from autoscale_timeline import Timeline  # noqa: E402
-
-from tests.clock import Clock, create_clocked_database, create_clocked_template  # noqa: E402
-from tests.integration.db.invariants import unsettled, violations  # noqa: E402
-
 BEAT_S = 60.0  # between sweeps, while every worker that is alive renews right before each
 LOOK_S = 10.0  # an idle worker looks into Postgres itself
 SWEEP_AFTER_S = LEASE_TTL_S + 2.0  # a lease that ran out is found by the next sweep, every 2 s

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 import fusion_engine.train  # noqa: F401 - what ranks would import one by one
-import torch.distributed.fsdp  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401 - the same
+import transformers.models.llama.modeling_llama  # noqa: F401 - the same
 from fusion_core.parent_death import die_with_parent
 
 

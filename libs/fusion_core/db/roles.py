@@ -1,5 +1,7 @@
-"""The services' roles in the database: each may do what its statements do (roles.sql), a worker's
-by functions alone (worker_statements.py), on rows of its own jobs (worker_fence.sql)."""
+"""The services' roles in the database: each may do what its statements do (roles.sql).
+
+A worker does so by functions alone (worker_statements.py), on rows of its own jobs (worker_fence.sql).
+"""
 
 import hashlib
 from pathlib import Path

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,16 @@ class Server:
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextmanager
+def serving(environment: Mapping[str, str], log: Path) -> Iterator[Server]:
+    """A server that is ready, and gone at the block's end."""
+    server = Server(dict(environment), log)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait(10)
+        sys.stdout.write(server.log.read_text())  # pytest shows it where a test has failed

@@ -18,21 +18,15 @@ from fusion_core.db.pool import queries
 from fusion_core.storage import Storage
 from fusion_local.stack import Stack
 
-from .api_process import Server
+from .api_process import Server, serving
 
 STREAM = {"Accept": "text/event-stream"}
 
 
 @pytest.fixture
 def server(storage: Storage, service_environment: dict[str, str], tmp_path: Path) -> Iterator[Server]:
-    server = Server(service_environment, tmp_path / "api.log")
-    try:
-        server.wait_ready()
+    with serving(service_environment, tmp_path / "api.log") as server:
         yield server
-    finally:
-        server.process.kill()
-        server.process.wait(10)
-        sys.stdout.write(server.log.read_text())  # pytest shows it where a test has failed
 
 
 async def test_the_client_uploads_a_file_in_parts(

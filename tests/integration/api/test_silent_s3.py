@@ -13,7 +13,7 @@ from fusion_core.storage import Storage
 
 from tests.faults.proxy import PASS, Fault, Kind, Proxy
 
-from .api_process import Server
+from .api_process import Server, serving
 from .conftest import Customer
 from .test_uploads import MIB, put
 
@@ -40,13 +40,8 @@ def server(storage: Storage, service_environment: dict[str, str], proxy: Proxy, 
         "FUSION_ANSWER_DEADLINE_S": "4",
         "FUSION_LOG_FORMAT": "json",
     }
-    server = Server(service_environment | own, tmp_path / "api.log")
-    try:
-        server.wait_ready()
+    with serving(service_environment | own, tmp_path / "api.log") as server:
         yield server
-    finally:
-        server.process.kill()
-        server.process.wait(10)
 
 
 @pytest.fixture

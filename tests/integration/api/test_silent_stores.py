@@ -15,7 +15,7 @@ from fusion_http.request_context import Answered, RequestContext
 
 from tests.faults.proxy import PASS, Fault, Kind, Proxy
 
-from .api_process import Server
+from .api_process import Server, serving
 from .conftest import Customer
 
 PATIENCE_S = 20  # of the client: several deadlines, and less than a statement's own limit
@@ -35,13 +35,8 @@ def server(storage: Storage, service_environment: dict[str, str], proxy: Proxy, 
     login = parts.netloc.rsplit(":", 1)[0]
     through = urlunsplit(parts._replace(netloc=f"{login}:{proxy.link('postgres', parts.port)}"))
     environment = service_environment | {"FUSION_DATABASE_URL": through, "FUSION_ANSWER_DEADLINE_S": "2"}
-    server = Server(environment | {"FUSION_LOG_FORMAT": "json"}, tmp_path / "api.log")
-    try:
-        server.wait_ready()
+    with serving(environment | {"FUSION_LOG_FORMAT": "json"}, tmp_path / "api.log") as server:
         yield server
-    finally:
-        server.process.kill()
-        server.process.wait(10)
 
 
 def check_not_ready(answer: httpx.Response) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ import pytest
 from fusion_core.storage import Storage
 from fusion_http.request_context import RequestContext
 
-from .api_process import Server
+from .api_process import Server, serving
 
 DEADLINE_S = 2.0
 SLACK_S = 3.0
@@ -24,14 +23,8 @@ SLACK_S = 3.0
 @pytest.fixture
 def server(storage: Storage, service_environment: dict[str, str], tmp_path: Path) -> Iterator[Server]:
     environment = service_environment | {"FUSION_CLIENT_DEADLINE_S": str(DEADLINE_S)}
-    server = Server(environment, tmp_path / "api.log")
-    try:
-        server.wait_ready()
+    with serving(environment, tmp_path / "api.log") as server:
         yield server
-    finally:
-        server.process.kill()
-        server.process.wait(10)
-        sys.stdout.write(server.log.read_text())
 
 
 class Line:
